@@ -5,25 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from modularml.cli.console import Command, Reply, check_folder, column_names, is_parquet
+from modularml.cli.console import Reply, check_folder, column_names, is_parquet
 from modularml.data.featureset import FeatureSet
 from modularml.errors import ConfigError, DataError
 
-__all__ = ["COMMAND"]
+__all__ = ["run_audit"]
 
 
-def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="a .csv, .parquet or .fs.mml file")
-    parser.add_argument("--target", action="append", default=[], help="column to predict")
-    parser.add_argument("--group", action="append", default=[], help="column of groups")
-    parser.add_argument("--time", help="column of times: training rows come before test rows")
-    parser.add_argument("--tag", action="append", default=[], help="column that no model reads")
-    parser.add_argument("--split", help="column with the split of each row; random if not given")
-    parser.add_argument("--allow", action="append", default=[], help="finding to allow")
-    parser.add_argument("--html", help="HTML file to write the report to")
-
-
-def _run(args: argparse.Namespace) -> Reply:
+def run_audit(args: argparse.Namespace) -> Reply:
     """Audit a file; the status is 1 if the audit failed."""
     path = Path(args.file)
     if not path.is_file():
@@ -52,13 +41,3 @@ def _read(path: Path, args: argparse.Namespace) -> FeatureSet:
     features = [c for c in column_names(path, kind) if c not in (*args.target, *tags)]
     read = read or FeatureSet.from_csv
     return read(path.stem, str(path), features, args.target, tags or None, register=False)
-
-
-COMMAND = Command(
-    _add,
-    _run,
-    """
-  modularml audit cells.csv --target soh --group cell
-  modularml audit cells.fs.mml --html report.html
-  modularml audit cells.csv --target soh --group cell --json | jq .findings""",
-)

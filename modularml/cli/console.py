@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -23,12 +22,10 @@ if TYPE_CHECKING:
 __all__ = [
     "INTERRUPTED",
     "USAGE",
-    "Command",
     "Reply",
     "check_folder",
     "column_names",
     "is_parquet",
-    "leave_stdout",
     "plain",
     "read_table",
     "ready_streams",
@@ -122,15 +119,6 @@ class Reply:
     text: str = ""
     data: Any = None
     status: int = 0
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command: its options, the function that runs it, and examples."""
-
-    add: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], Reply]
-    examples: str = ""
 
 
 def show(reply: Reply, *, as_json: bool) -> None:

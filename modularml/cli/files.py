@@ -1,4 +1,4 @@
-"""The commands ``inspect``, ``extract``, ``diff`` and ``compare``: what is in files."""
+"""Commands about files: show, compare and report what is in them, or convert them; the demo."""
 
 from __future__ import annotations
 
@@ -6,76 +6,48 @@ import argparse
 from pathlib import Path
 
 from modularml._optional import require
-from modularml.cli.console import Command, Reply, check_folder
+from modularml.cli.console import Reply, check_folder
 from modularml.io import diff, extract, inspect, render
 
-__all__ = ["COMPARE", "DIFF", "EXTRACT", "INSPECT"]
+__all__ = [
+    "run_compare",
+    "run_convert",
+    "run_demo",
+    "run_diff",
+    "run_extract",
+    "run_inspect",
+    "run_migrate",
+    "run_report",
+]
 
 
-def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="a file that save() wrote")
+def run_demo(args: argparse.Namespace) -> Reply:
+    """Run the demo, the only command that needs a framework."""
+    require("modularml.demo").run_demo(Path(args.out), quiet=args.quiet)
+    return Reply(data={"folder": args.out})
 
 
-def _inspect(args: argparse.Namespace) -> Reply:
+def run_inspect(args: argparse.Namespace) -> Reply:
+    """Show what a file holds."""
     contents = inspect(args.file)
     return Reply(render(contents), contents)
 
 
-INSPECT = Command(
-    _add_inspect,
-    _inspect,
-    """
-  modularml inspect study.exp.mml
-  modularml inspect study.exp.mml --json | jq .config""",
-)
-
-
-def _add_extract(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="a file that save() wrote")
-    parser.add_argument("--out", help="new folder; by default named after the file")
-
-
-def _extract(args: argparse.Namespace) -> Reply:
+def run_extract(args: argparse.Namespace) -> Reply:
+    """Write the arrays and tables of a file to a folder."""
     folder = Path(args.out or Path(args.file).name.partition(".")[0])
     written = [str(path) for path in extract(args.file, folder)]
     return Reply("\n".join(written), written)
 
 
-EXTRACT = Command(
-    _add_extract,
-    _extract,
-    """
-  modularml extract study.exp.mml --out study""",
-)
-
-
-def _add_diff(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", help="a file that save() wrote")
-    parser.add_argument("second", help="another file of the same kind")
-
-
-def _diff(args: argparse.Namespace) -> Reply:
+def run_diff(args: argparse.Namespace) -> Reply:
+    """Show what differs between two files."""
     differences = {group: lines for group, lines in diff(args.first, args.second).items() if lines}
     shown = ["\n  ".join([group, *lines]) for group, lines in differences.items()]
     return Reply("\n".join(shown) or "no difference", differences)
 
 
-DIFF = Command(
-    _add_diff,
-    _diff,
-    """
-  modularml diff monday.exp.mml tuesday.exp.mml""",
-)
-
-
-def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", help=".exp.mml files, or folders of them")
-    parser.add_argument("--recursive", action="store_true", help="read subfolders too")
-    parser.add_argument("--all", action="store_true", help="show settings that are equal, too")
-    parser.add_argument("--out", help="CSV file to write the table to")
-
-
-def _compare(args: argparse.Namespace) -> Reply:
+def run_compare(args: argparse.Namespace) -> Reply:
     """Show a table of experiments, one column each."""
     check_folder("--out", args.out)
     collection = require("modularml.strategies").ExperimentCollection
@@ -86,10 +58,31 @@ def _compare(args: argparse.Namespace) -> Reply:
     return Reply(table.T.to_string(), table.to_dict("index"))
 
 
-COMPARE = Command(
-    _add_compare,
-    _compare,
-    """
-  modularml compare runs/ --recursive
-  modularml compare a.exp.mml b.exp.mml --all --out table.csv""",
-)
+def run_report(args: argparse.Namespace) -> Reply:
+    """Write one HTML file of results."""
+    out = args.out or f"{Path(args.source).name.partition('.')[0]}.html"
+    given = {"title": args.title, "notes": args.notes, "group_by": args.group_by}
+    given["metrics"] = args.metric
+    if args.allow_import:
+        given["allow_import"] = args.allow_import
+    path = require("modularml.report").write_report(args.source, out, **given)
+    return Reply(f"report in {path}", {"file": str(path)})
+
+
+def run_migrate(args: argparse.Namespace) -> Reply:
+    """List what scripts must change; the status is 1 if there is anything."""
+    check = require("modularml.migrate").check
+    found = [(file, finding) for file in args.files for finding in check(Path(file))]
+    text = "\n".join(f"{file}:{finding}" for file, finding in found) or "nothing to change"
+    data = [{"file": file, **finding._asdict()} for file, finding in found]
+    return Reply(text, data, 1 if found else 0)
+
+
+def run_convert(args: argparse.Namespace) -> Reply:
+    """Write the rows, ids and splits of an old file to a new one."""
+    convert = require("modularml.migrate").convert
+    done = convert(args.file, args.out, overwrite=args.overwrite)
+    lines = [f"wrote {done.path}", *(f"  {name}" for name in done.kept)]
+    if done.left_out:
+        lines += ["left out", *(f"  {name}: {why}" for name, why in done.left_out.items())]
+    return Reply("\n".join(lines), {**done._asdict(), "path": str(done.path)})

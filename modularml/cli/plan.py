@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from modularml.cli.plan_classes import completed, find_class, inner_of, paramete
 from modularml.errors import PlanError, closest
 from modularml.io.yamltext import load_marked
 
-__all__ = ["SECTIONS", "Plan", "Where", "read_plan"]
+__all__ = ["SECTIONS", "Plan", "Where", "read_plan", "walk"]
 
 SECTIONS = ("data", "experiment", "folds", "sweep", "output")
 Where = tuple[Any, ...]
@@ -27,6 +27,15 @@ _SHORT = {
     **{k: ("experiment", k) for k in ("seed", "label", "audit", "deterministic")},
 }
 """First parts of the config paths of a sweep, and where they stand in a plan."""
+
+
+def walk(tree: Any, path: Where = ()) -> Iterator[tuple[Where, Any]]:
+    """Yield every part of a tree with its path, from the outside in."""
+    yield path, tree
+    inside = tree.get("params", tree) if isinstance(tree, dict) and "$type" in tree else tree
+    if isinstance(inside, dict | list):
+        for key, item in inside.items() if isinstance(inside, dict) else enumerate(inside):
+            yield from walk(item, (*path, key))
 
 
 class Plan:
@@ -48,6 +57,12 @@ class Plan:
         self.name = "plan"
         self._marks: dict[Where, str] = {}
         self._sources: list[str] = []
+
+    @property
+    def output(self) -> dict[str, Any]:
+        """The section ``output``, in which a text alone is the folder."""
+        section: Any = self.tree.get("output", {})
+        return {"folder": section} if isinstance(section, str) else section
 
     def where(self, path: Where, *, key: bool = False) -> str:
         """Return ``file:line:column`` of a value or its key, else of what holds it."""
@@ -200,7 +215,8 @@ def _places(plan: Plan, tree: Any, parts: list[str], path: Where, asked: str) ->
     else:
         names = known or (list(inside) if isinstance(inside, dict) else [])
         hint = closest(part, map(str, names))
-        raise PlanError(f"--set {asked}: there is no {part!r} in {_shown(path)}; {hint}")
+        place = ".".join(map(str, path)) or "the plan"
+        raise PlanError(f"--set {asked}: there is no {part!r} in {place}; {hint}")
 
 
 def _label_of(item: Any) -> str:
@@ -211,7 +227,3 @@ def _label_of(item: Any) -> str:
     if "on" in inside and not inside.get("label") and isinstance(loss, dict):
         return f"{loss.get('params', {}).get('loss')}_{inside['on']}"  # its default
     return str(inside.get("label") or "")
-
-
-def _shown(path: Where) -> str:
-    return ".".join(map(str, path)) or "the plan"

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from modularml.cli.plan import Plan, Where
+from modularml.cli.plan import Plan, Where, walk
 from modularml.config import decode, name_of, names_mean
 from modularml.context import ExperimentContext
 from modularml.data.featureset import FeatureSet
@@ -20,14 +20,13 @@ from modularml.io.classes import Resolver, names_in
 from modularml.io.jsontext import with_labels
 from modularml.io.randomness import unchanged_randomness
 from modularml.io.yamltext import dump_yaml
-from modularml.phases.phase import ExperimentPhase
 from modularml.strategies import CrossValidation, CVBinding, Sweep
 from modularml.strategies.sweeps import space
 
 __all__ = ["build_data", "build_experiment", "build_folds", "build_sweep", "resolved_text"]
 
-_RANGES: dict[str, Any] = {"log_float": space.log_float, "float_": space.float_}
-_RANGES |= {"int_": space.int_}
+_RANGES = ("log_float", "float_", "int_")
+"""Functions of `modularml.space` for ranges of numbers."""
 
 
 def build_data(plan: Plan) -> dict[str, FeatureSet]:
@@ -72,8 +71,8 @@ def build_experiment(plan: Plan, sets: dict[str, FeatureSet]) -> Experiment:
             raise
         except ModularMLError as error:
             cause = error.__cause__ or error  # what came before the text of a file's reader
-            at = _find(tree, getattr(cause, "of_config", None), path)
-            raise plan.error(at or path, cause) from error
+            at = _find(tree, getattr(cause, "of_config", None))
+            raise plan.error((*path, *at), cause) from error
 
 
 def _build_copy(plan: Plan, text: str, sets: Mapping[str, FeatureSet]) -> None:
@@ -88,20 +87,27 @@ def _build_copy(plan: Plan, text: str, sets: Mapping[str, FeatureSet]) -> None:
             with _located(plan, ("experiment", "model_graph")):
                 graph.build()
         for phase in experiment.execution_plan.flatten():
-            path = _path_of(plan.tree["experiment"], phase, ("experiment",))
-            with _located(plan, path or ("experiment",)):
+            kind = name_of(type(phase))
+            at = (
+                path
+                for path, part in walk(plan.tree["experiment"])
+                if isinstance(part, dict)
+                and part.get("$type") == kind
+                and part["params"].get("label") == phase.label
+            )
+            with _located(plan, ("experiment", *next(at, ()))):
                 for callback in phase.callbacks:
                     callback.check_ready(experiment, phase)
-                if isinstance(phase, TrainPhase) and graph is not None and _is_plain(phase):
+                if not isinstance(phase, TrainPhase) or graph is None:
+                    continue
+                samplers = [b.sampler for b in phase.input_sources]
+                roles = {
+                    role for sampler in samplers if sampler is not None for role in sampler.roles
+                }
+                labels = {b.upstream_ref.node_label for b in phase.input_sources}
+                if len(labels) == len(roles) == 1:  # rows of one set as they are, without pairs
                     with suppress(NotFittedError):  # by an earlier phase
                         graph.plan(phase.losses, training=True, active_nodes=phase.active_nodes)
-
-
-def _is_plain(phase: TrainPhase) -> bool:
-    """Tell whether a phase reads rows of one set as they are, without pairs or triplets."""
-    samplers = [b.sampler for b in phase.input_sources]
-    roles = {role for sampler in samplers if sampler is not None for role in sampler.roles}
-    return len({b.upstream_ref.node_label for b in phase.input_sources}) == 1 and len(roles) == 1
 
 
 def build_folds(plan: Plan, experiment: Experiment) -> CrossValidation:
@@ -119,18 +125,14 @@ def build_sweep(plan: Plan, experiment: Experiment, storage: Path | None) -> Swe
     """Build the sweep of the section ``sweep``, within folds if there is a section ``folds``."""
     section = _decoded(plan, plan.tree["sweep"], ("sweep",))
     with _located(plan, ("sweep", "space")):
-        ranges = {name: _range(values) for name, values in section.pop("space").items()}
+        ranges = section.pop("space")
+        for name, values in ranges.items():
+            if isinstance(values, dict):
+                kind = next(n for n in _RANGES if n in values)
+                ranges[name] = getattr(space, kind)(*values.pop(kind), **values)
     cv = build_folds(plan, experiment) if "folds" in plan.tree else None
     with _located(plan, ("sweep",)):
         return Sweep(experiment, ranges, cv=cv, storage=storage, label=experiment.label, **section)
-
-
-def _range(values: Any) -> Any:
-    if not isinstance(values, dict):
-        return values
-    name = next(n for n in _RANGES if n in values)
-    options = {k: v for k, v in values.items() if k != name}
-    return _RANGES[name](*values[name], **options)
 
 
 def resolved_text(plan: Plan, sets: dict[str, FeatureSet], folder: Path) -> str:
@@ -167,32 +169,19 @@ def _decoded(plan: Plan, section: Any, path: Where) -> Any:
             with names_mean(names):
                 return decode(section)
         except (ModularMLError, ValueError, LookupError, AttributeError) as error:
-            at = _find(section, getattr(error, "of_config", None), path)
-            raise plan.error(at or path, error) from error
+            at = _find(section, getattr(error, "of_config", None))
+            raise plan.error((*path, *at), error) from error
 
 
-def _find(tree: Any, wanted: Any, path: Where) -> Where | None:
-    """Return the path of an equal part of a tree; ids of nodes do not count."""
-    if wanted is None or not isinstance(tree, dict | list):
-        return None
-    if tree == wanted or with_labels(tree, {}) == with_labels(wanted, {}):
-        return path
-    inside = tree.get("params", tree) if isinstance(tree, dict) and "$type" in tree else tree
-    items = inside.items() if isinstance(inside, dict) else enumerate(inside)
-    found = (_find(item, wanted, (*path, key)) for key, item in items)
-    return next((at for at in found if at is not None), None)
-
-
-def _path_of(tree: Any, phase: ExperimentPhase, path: Where) -> Where | None:
-    """Return the path of a phase, by its class and label."""
-    inside = tree.get("params", tree) if isinstance(tree, dict) and "$type" in tree else tree
-    if not isinstance(inside, dict | list):
-        return None
-    if isinstance(inside, dict) and tree.get("$type") == name_of(type(phase)):
-        return path if inside.get("label") == phase.label else None
-    items = inside.items() if isinstance(inside, dict) else enumerate(inside)
-    found = (_path_of(item, phase, (*path, key)) for key, item in items)
-    return next((at for at in found if at is not None), None)
+def _find(tree: Any, wanted: Any) -> Where:
+    """Return the path of an equal part of a tree, where ids of nodes do not count; else ()."""
+    shown = with_labels(wanted, {})
+    parts = (
+        (path, part)
+        for path, part in walk(tree)
+        if wanted is not None and isinstance(part, dict | list)
+    )
+    return next((at for at, p in parts if p == wanted or with_labels(p, {}) == shown), ())
 
 
 def _expanded(plan: Plan, tree: Any, sets: dict[str, FeatureSet]) -> Any:
@@ -210,35 +199,23 @@ def _expanded(plan: Plan, tree: Any, sets: dict[str, FeatureSet]) -> Any:
     phases = experiment["params"]["execution_plan"]["params"]["phases"]
     at: Where = ("experiment", "execution_plan", "phases")
     _bind(plan, phases, heads, at)
-    _check_splits(plan, phases, _known_splits(plan, sets), at)
-    return experiment
-
-
-def _known_splits(plan: Plan, sets: Mapping[str, FeatureSet]) -> dict[str, list[str]]:
-    """Return the splits of each set, and those that its folds will have."""
+    # splits that exist, and those that folds will have
     known = {label: list(fs.available_splits) for label, fs in sets.items()}
     for binding in plan.tree.get("folds", {}).get("bindings", ()):
         for side in ("train", "val", "stop"):
             name = binding.get(f"{side}_split_name", side)
             known.setdefault(binding["fs"], []).append(name)
-    return known
-
-
-def _check_splits(plan: Plan, tree: Any, known: Mapping[str, list[str]], path: Where) -> None:
-    """Refuse bindings to splits that do not exist."""
-    if isinstance(tree, dict) and tree.get("$type") == "InputBinding":
-        split, ref = tree["params"].get("split"), tree["params"]["upstream_ref"]
+    for path, part in walk(phases, at):
+        if not isinstance(part, dict) or part.get("$type") != "InputBinding":
+            continue
+        split, ref = part["params"].get("split"), part["params"]["upstream_ref"]
         label = str(ref["params"].get("node_label")) if isinstance(ref, dict) else ""
         if split is not None and label in known and split not in known[label]:
             at = path[:-2] if (*path, "split") not in plan else path
             raise plan.error(
                 (*at, "split"), UnknownNameError(f"split of {label!r}", split, known[label])
             )
-    inside = tree.get("params", tree) if isinstance(tree, dict) else tree
-    if isinstance(inside, dict | list):
-        items = inside.items() if isinstance(inside, dict) else enumerate(inside)
-        for key, item in items:
-            _check_splits(plan, item, known, (*path, key))
+    return experiment
 
 
 def _reference(value: Any, sets: dict[str, FeatureSet]) -> Any:

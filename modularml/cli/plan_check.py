@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modularml.cli.console import column_names
-from modularml.cli.plan import Plan, Where
+from modularml.cli.plan import Plan, Where, walk
 from modularml.cli.plan_classes import ESTIMATORS, find_class
-from modularml.cli.plan_schema import class_schema, load_classes, plan_schema
+from modularml.cli.plan_schema import VALUE, class_schema, load_classes, plan_schema
 from modularml.config import config_registry
 from modularml.data.csv_files import ENDINGS
 from modularml.data.sections import DOMAIN_KEYS, SOURCES
@@ -36,127 +36,97 @@ def check_plan(plan: Plan) -> None:
     PlanError
         One line for each mistake: ``file:line:column: message``.
     """
-    problems = list(_Checker(plan).problems(plan.tree))
+    load_classes()
+    problems = list(_check(plan.tree, plan_schema(), (), plan.allow_import))
     problems = problems or [*_of_names(plan), *_of_tables(plan)]
     if problems:
         lines = dict.fromkeys(f"{plan.where(p.path, key=p.key)}: {p.message}" for p in problems)
         raise PlanError("\n".join(lines))
 
 
-class _Checker:
-    """Compares plain data with the schema of plans."""
+_ANYTHING = {"items": VALUE, "additionalProperties": VALUE}
 
-    def __init__(self, plan: Plan) -> None:
-        self.allow_import = plan.allow_import
-        load_classes()
-        self.schema = plan_schema()
 
-    def problems(self, tree: Any) -> Iterator[Problem]:
-        """Yield the mistakes in a plan."""
-        yield from self._check(tree, self.schema, ())
-
-    def _check(self, value: Any, schema: Mapping[str, Any], path: Where) -> Iterator[Problem]:
-        if isinstance(value, dict) and "$type" in value:
-            yield from self._tagged(value, schema, path)
+def _check(
+    value: Any, schema: Mapping[str, Any], path: Where, allow_import: tuple[str, ...]
+) -> Iterator[Problem]:
+    """Yield the differences of plain data from a schema."""
+    options = schema.get("anyOf", [schema])
+    refs = [o["$ref"].rpartition("/")[2] for o in options if "$ref" in o]
+    rest = [o for o in options if "$ref" not in o]
+    if isinstance(value, dict) and "$type" in value:
+        yield from _tagged(value, refs, rest, path, allow_import)
+        return
+    if refs == ["value"]:
+        rest, refs = [_ANYTHING], []
+    fitting = [o for o in rest if _fits(value, o)]
+    if len(fitting) > 1 and isinstance(value, dict):  # as tables, which differ in their source
+        keys = [key for o in fitting for key in o.get("required", ())]
+        fitting = [o for o in fitting if set(o.get("required", ())) <= set(value)]
+        if len(fitting) != 1:
+            yield Problem(path, f"needs one of the keys {', '.join(map(repr, keys))}")
             return
-        if "$ref" in schema:
-            name = schema["$ref"].rpartition("/")[2]
-            if name == "value":
-                yield from self._any(value, path)
-                return
-            if isinstance(value, dict):
-                yield Problem(path, f"needs a tag that says what it is, such as !{name} {{...}}")
-            else:
-                yield Problem(path, f"must be {name}, got {_shown(value)}")
-            return
-        if "anyOf" in schema:
-            yield from self._one_of(value, schema["anyOf"], path)
-            return
-        yield from self._plain(value, schema, path)
-
-    def _plain(self, value: Any, schema: Mapping[str, Any], path: Where) -> Iterator[Problem]:
-        if not _fits(value, schema):
-            yield Problem(path, f"must be {_allowed(schema)}, got {_shown(value)}")
-        elif isinstance(value, dict):
-            yield from self._dict(value, schema, path)
-        elif isinstance(value, list) and "items" in schema:
-            for i, item in enumerate(value):
-                yield from self._check(item, schema["items"], (*path, i))
-
-    def _dict(
-        self, value: dict[str, Any], schema: Mapping[str, Any], path: Where
-    ) -> Iterator[Problem]:
-        known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
-        for name in schema.get("required", ()):
-            if name not in value:
-                yield Problem(path, f"{name!r} is missing")
-        for name, item in value.items():
-            inner = path if name == "$tuple" else (*path, name)
-            if name in known:
-                yield from self._check(item, known[name], inner)
-            elif others is False:
-                yield Problem(inner, f"unknown key {name!r}; {closest(name, known)}", key=True)
-            elif isinstance(others, dict):
-                yield from self._check(item, others, inner)
-
-    def _any(self, value: Any, path: Where) -> Iterator[Problem]:
-        if isinstance(value, dict):
-            for name, item in value.items():
-                inner = path if name == "$tuple" else (*path, name)
-                yield from self._check(item, {"$ref": "#/$defs/value"}, inner)
-        elif isinstance(value, list):
-            for i, item in enumerate(value):
-                yield from self._check(item, {"$ref": "#/$defs/value"}, (*path, i))
-
-    def _one_of(self, value: Any, options: list[Any], path: Where) -> Iterator[Problem]:
-        """Yield the mistakes by the option that comes closest."""
-        refs = [o["$ref"].rpartition("/")[2] for o in options if "$ref" in o]
-        plain = [o for o in options if "$ref" not in o and _fits(value, o)]
-        if len(plain) > 1 and isinstance(value, dict):  # as tables, which differ in their source
-            keys = [key for o in plain for key in o.get("required", ())]
-            plain = [o for o in plain if set(o.get("required", ())) <= set(value)]
-            if len(plain) != 1:
-                yield Problem(path, f"needs one of the keys {', '.join(map(repr, keys))}")
-                return
-        if plain:
-            found = [list(self._plain(value, option, path)) for option in plain]
-            yield from min(found, key=len)
-        elif isinstance(value, dict) and refs:
-            shown = " or ".join(f"!{name}" for name in refs[:6])
-            yield Problem(path, f"needs a tag that says what it is, such as {shown}")
-        else:
-            allowed = [_allowed(o) for o in options if "$ref" not in o]
-            allowed = [*dict.fromkeys(allowed), *(f"!{name}" for name in refs[:6])]
-            yield Problem(path, f"must be {' or '.join(allowed)}, got {_shown(value)}")
-
-    def _tagged(
-        self, value: dict[str, Any], schema: Mapping[str, Any], path: Where
-    ) -> Iterator[Problem]:
-        name = value["$type"]
-        cls = find_class(value, self.allow_import)
-        options = schema.get("anyOf", [schema])
-        refs = [o["$ref"].rpartition("/")[2] for o in options if "$ref" in o]
-        if value.keys() != {"$type", "params"} or not isinstance(value["params"], dict):
-            yield Problem(path, f"an object is a tag with its arguments, as in !{name} {{...}}")
-        elif str(name).startswith(ESTIMATORS):
-            yield Problem(path, f"there is no estimator {name!r}; check its name, or install it")
-        elif cls is None:
-            names = [n for n in refs if n != "value"] or known_names()
-            yield Problem(path, f"unknown class !{name}; {closest(name, names)}")
-        elif "value" not in refs and not self._may_stand(cls, refs):
-            allowed = [*(f"!{n}" for n in refs[:6]), *map(_allowed, _without_refs(options))]
-            yield Problem(path, f"must be {' or '.join(allowed)}, got !{name}")
-        else:
-            yield from self._dict(value["params"], class_schema(cls), path)
-
-    def _may_stand(self, cls: type, refs: list[str]) -> bool:
-        bases = [config_registry[name] for name in refs]
-        is_yours = not cls.__module__.startswith("modularml.")  # its constructor checks it
-        return is_yours or issubclass(cls, tuple(bases))
+    if fitting:  # the mistakes by the option that comes closest
+        found = [list(_inside(value, option, path, allow_import)) for option in fitting]
+        yield from min(found, key=len)
+    elif isinstance(value, dict) and refs:
+        shown = [f"!{name}" for name in refs[:6]] if "anyOf" in schema else [f"!{refs[0]} {{...}}"]
+        yield Problem(path, f"needs a tag that says what it is, such as {' or '.join(shown)}")
+    else:
+        names = [f"!{name}" for name in refs[:6]] if "anyOf" in schema else refs
+        allowed = [*dict.fromkeys(map(_allowed, rest)), *names]
+        yield Problem(path, f"must be {' or '.join(allowed)}, got {_shown(value)}")
 
 
-def _without_refs(options: list[Any]) -> list[Any]:
-    return [option for option in options if "$ref" not in option]
+def _inside(
+    value: Any, schema: Mapping[str, Any], path: Where, allow_import: tuple[str, ...]
+) -> Iterator[Problem]:
+    """Yield the mistakes within a list or a mapping."""
+    if isinstance(value, list) and "items" in schema:
+        for i, item in enumerate(value):
+            yield from _check(item, schema["items"], (*path, i), allow_import)
+    if not isinstance(value, dict):
+        return
+    known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+    for name in schema.get("required", ()):
+        if name not in value:
+            yield Problem(path, f"{name!r} is missing")
+    for name, item in value.items():
+        inner = path if name == "$tuple" else (*path, name)
+        if name in known:
+            yield from _check(item, known[name], inner, allow_import)
+        elif others is False:
+            yield Problem(inner, f"unknown key {name!r}; {closest(name, known)}", key=True)
+        elif isinstance(others, dict):
+            yield from _check(item, others, inner, allow_import)
+
+
+def _tagged(
+    value: dict[str, Any],
+    refs: list[str],
+    rest: list[Any],
+    path: Where,
+    allow_import: tuple[str, ...],
+) -> Iterator[Problem]:
+    """Yield the mistakes in a tag with its arguments."""
+    name = value["$type"]
+    cls = find_class(value, allow_import)
+    if value.keys() != {"$type", "params"} or not isinstance(value["params"], dict):
+        yield Problem(path, f"an object is a tag with its arguments, as in !{name} {{...}}")
+    elif str(name).startswith(ESTIMATORS):
+        yield Problem(path, f"there is no estimator {name!r}; check its name, or install it")
+    elif cls is None:
+        names = [n for n in refs if n != "value"] or known_names()
+        yield Problem(path, f"unknown class !{name}; {closest(name, names)}")
+    elif (
+        "value" not in refs
+        and cls.__module__.startswith("modularml.")  # constructors check classes of the user's
+        and not issubclass(cls, tuple(config_registry[name] for name in refs))
+    ):
+        allowed = [*(f"!{n}" for n in refs[:6]), *map(_allowed, rest)]
+        yield Problem(path, f"must be {' or '.join(allowed)}, got !{name}")
+    else:
+        yield from _inside(value["params"], class_schema(cls), path, allow_import)
 
 
 _TYPES: dict[str, tuple[str, Any]] = {
@@ -215,19 +185,12 @@ def _of_names(plan: Plan) -> Iterator[Problem]:
         except MMLError as error:
             message = f"{error.problem}; a plan names classes of modularml and of the frameworks, "
             message += "or of a module that you allow by --allow-import"
-            yield Problem(_path_of(plan.tree, name, ()) or (), message)
-
-
-def _path_of(tree: Any, name: str, path: Where) -> Where | None:
-    """Return the path of the value that holds a name."""
-    if isinstance(tree, dict) and name in map(str, tree.values()):
-        return path
-    if not isinstance(tree, dict | list):
-        return None
-    inside = tree.get("params", tree) if isinstance(tree, dict) and "$type" in tree else tree
-    items = inside.items() if isinstance(inside, dict) else enumerate(inside)
-    found = (_path_of(item, name, (*path, key)) for key, item in items)
-    return next((at for at in found if at is not None), None)
+            at = (
+                path
+                for path, part in walk(plan.tree)
+                if isinstance(part, dict) and name in map(str, part.values())
+            )
+            yield Problem(next(at, ()), message)
 
 
 def _of_tables(plan: Plan) -> Iterator[Problem]:

@@ -30,7 +30,7 @@ from modularml.scalers.scaler import Scaler
 from modularml.splitters import BaseSplitter
 from modularml.strategies import CrossValidation, CVBinding, Sweep
 
-__all__ = ["class_schema", "load_classes", "plan_schema"]
+__all__ = ["VALUE", "class_schema", "load_classes", "plan_schema"]
 
 Schema = dict[str, Any]
 
@@ -73,7 +73,19 @@ def plan_schema(classes: Iterable[type] | None = None) -> Schema:
             "experiment": _any_of({"$ref": "#/$defs/Experiment"}, {"type": "string"}),
             "folds": _folds(),
             "sweep": _sweep(),
-            "output": _output(),
+            "output": _any_of(
+                {"type": "string"},
+                _closed(
+                    {
+                        "folder": {"type": "string"},
+                        "rows": {"type": "boolean"},
+                        "checkpoint_every": _any_of(
+                            {"type": "integer", "minimum": 1}, {"type": "null"}
+                        ),
+                    },
+                    [],
+                ),
+            ),
         },
         "required": ["data", "experiment"],
         "additionalProperties": False,
@@ -94,12 +106,7 @@ def class_schema(cls: Any) -> Schema:
 
 
 def _tagged(name: str, arguments: Schema) -> Schema:
-    tagged: Schema = {
-        "type": "object",
-        "properties": {"$type": {"const": name}, "params": arguments},
-        "required": ["$type", "params"],
-        "additionalProperties": False,
-    }
+    tagged = _closed({"$type": {"const": name}, "params": arguments}, ["$type", "params"])
     if arguments["additionalProperties"] is not False:
         arguments = {**arguments, "not": {"required": ["$type"]}}
     return {"anyOf": [tagged, arguments]}
@@ -113,12 +120,9 @@ def _value(named: Iterable[str]) -> Schema:
         "then": {
             "anyOf": [
                 *({"$ref": f"#/$defs/{name}/anyOf/0"} for name in named),
-                {
-                    "type": "object",
-                    "properties": {"$type": {"pattern": f"^({packages})"}, "params": VALUE},
-                    "required": ["$type", "params"],
-                    "additionalProperties": False,
-                },
+                _closed(
+                    {"$type": {"pattern": f"^({packages})"}, "params": VALUE}, ["$type", "params"]
+                ),
             ]
         },
         "else": {"items": VALUE, "additionalProperties": VALUE},
@@ -129,25 +133,20 @@ def _object(
     parameters: Mapping[str, Parameter], doc: str | None = None, *, is_open: bool = False
 ) -> Schema:
     texts = _described(doc)
+    properties: Schema = {}
+    for name, parameter in parameters.items():
+        found = _of_hint(parameter.hint)
+        if name == "input_sources":
+            found = _any_of({"type": "null"}, _list({"$ref": "#/$defs/InputBinding"}))
+        elif parameter.default is None and found != VALUE:
+            found = _any_of(found, {"type": "null"})
+        properties[name] = {**found, "description": texts[name]} if name in texts else found
     return {
         "type": "object",
-        "properties": {
-            name: {**_of_parameter(name, p), **({"description": t} if t else {})}
-            for name, p in parameters.items()
-            for t in [texts.get(name)]
-        },
+        "properties": properties,
         "required": [name for name, p in parameters.items() if p.default is REQUIRED],
         "additionalProperties": VALUE if is_open else False,
     }
-
-
-def _of_parameter(name: str, parameter: Parameter) -> Schema:
-    if name == "input_sources":
-        return _any_of({"type": "null"}, _list({"$ref": "#/$defs/InputBinding"}))
-    found = _of_hint(parameter.hint)
-    if parameter.default is None and found != VALUE:
-        return _any_of(found, {"type": "null"})
-    return found
 
 
 def _of_hint(hint: Any) -> Schema:
@@ -189,8 +188,7 @@ def _any_of(*parts: Schema) -> Schema:
 
 def _list(items: Schema) -> Schema:
     plain = {"type": "array", "items": items}
-    tagged: Schema = {"type": "object", "properties": {"$tuple": plain}, "required": ["$tuple"]}
-    return _any_of(plain, {**tagged, "additionalProperties": False})
+    return _any_of(plain, _closed({"$tuple": plain}, ["$tuple"]))
 
 
 # -- sections ------------------------------------------------------------------------------------
@@ -204,60 +202,44 @@ def _arguments(function: Callable[..., Any], *skipped: str) -> dict[str, Paramet
     return {p.name: Parameter(hints.get(p.name, Any), p.default) for p in named if p.name != "self"}
 
 
-class _Unknown:
-    """Stands for types that are imported for annotations only."""
+_NAMES = {"pd": type("pd", (), {"DataFrame": type("DataFrame", (), {})})}
+"""Types that are imported for annotations only."""
 
-
-_NAMES = {"pd": type("pd", (), {"DataFrame": _Unknown})}
 _NOT_IN_PLANS = ("self", "label", "paths", "register", "cls")
 
 
 def _table() -> Schema:
     """Return the schema of a table: one of several sources, with splits and scalers."""
-    steps: Schema = {
-        "splits": {"type": "array", "items": _split()},
-        "scalers": {"type": "array", "items": _scaler()},
-        "allow": {"type": "array", "items": {"type": "string"}},
-    }
-    paths = _any_of({"type": "string"}, {"type": "array", "items": {"type": "string"}})
-    tables = [
-        _read_by("csv", FeatureSet.from_csv, paths, steps),
-        _read_by("parquet", FeatureSet.from_parquet, paths, steps),
-        _closed({"file": {"type": "string"}, **steps}, ["file"]),
-        _derived("windows", FeatureSet.windows, {}, steps),
-        _derived("join", FeatureSet.join, {"other": {"type": "string"}}, steps),
-    ]
-    return {"anyOf": tables}
-
-
-def _read_by(kind: str, read: Callable[..., Any], paths: Schema, steps: Schema) -> Schema:
-    names = {long: short for short, long in DOMAIN_KEYS.items()}
-    arguments = _arguments(read, *_NOT_IN_PLANS)
-    found = _object({names.get(k, k): p for k, p in arguments.items()}, read.__doc__)
-    described = {key: {"type": "object"} for key in DESCRIPTIONS}
-    properties = {kind: paths, **found["properties"], **described, **steps}
-    return _closed(properties, [kind])
-
-
-def _derived(kind: str, method: Callable[..., Any], more: Schema, steps: Schema) -> Schema:
-    inner = _object(_arguments(method, *_NOT_IN_PLANS), method.__doc__)
-    inner["properties"] |= {"of": {"type": "string"}, **more}
-    inner["required"] = ["of", *inner["required"]]
-    return _closed({kind: inner, **steps}, [kind])
-
-
-def _split() -> Schema:
+    text: Schema = {"type": "string"}
     splitter = _of_hint(BaseSplitter)
-    nested = _closed({"of": {"type": "string"}, "splitter": splitter}, ["of", "splitter"])
-    return _any_of(splitter, nested)
-
-
-def _scaler() -> Schema:
-    arguments = _arguments(FeatureSet.fit_transform)
-    found = _object(arguments, FeatureSet.fit_transform.__doc__)
-    found["properties"]["scaler"] = _any_of({"type": "string"}, _of_hint(Scaler))
-    found["properties"]["merged_axes"] = _any_of({"type": "integer"}, _list({"type": "integer"}))
-    return found
+    nested = _closed({"of": text, "splitter": splitter}, ["of", "splitter"])
+    scaler = _object(_arguments(FeatureSet.fit_transform), FeatureSet.fit_transform.__doc__)
+    scaler["properties"]["scaler"] = _any_of(text, _of_hint(Scaler))
+    scaler["properties"]["merged_axes"] = _any_of({"type": "integer"}, _list({"type": "integer"}))
+    steps: Schema = {
+        "splits": {"type": "array", "items": _any_of(splitter, nested)},
+        "scalers": {"type": "array", "items": scaler},
+        "allow": {"type": "array", "items": text},
+    }
+    names = {long: short for short, long in DOMAIN_KEYS.items()}
+    tables = []
+    for kind, read in (("csv", FeatureSet.from_csv), ("parquet", FeatureSet.from_parquet)):
+        arguments = _arguments(read, *_NOT_IN_PLANS)
+        found = _object({names.get(k, k): p for k, p in arguments.items()}, read.__doc__)
+        paths = _any_of(text, {"type": "array", "items": text})
+        described = {key: {"type": "object"} for key in DESCRIPTIONS}
+        tables.append(_closed({kind: paths, **found["properties"], **described, **steps}, [kind]))
+    tables.append(_closed({"file": text, **steps}, ["file"]))
+    derived: list[tuple[str, Callable[..., Any], Schema]] = [
+        ("windows", FeatureSet.windows, {}),
+        ("join", FeatureSet.join, {"other": text}),
+    ]
+    for kind, method, more in derived:
+        inner = _object(_arguments(method, *_NOT_IN_PLANS), method.__doc__)
+        inner["properties"] |= {"of": text, **more}
+        inner["required"] = ["of", *inner["required"]]
+        tables.append(_closed({kind: inner, **steps}, [kind]))
+    return {"anyOf": tables}
 
 
 def _folds() -> Schema:
@@ -287,16 +269,6 @@ def _sweep() -> Schema:
     found["properties"] = {"space": space, **found["properties"]}
     found["required"] = ["space"]
     return found
-
-
-def _output() -> Schema:
-    every = _any_of({"type": "integer", "minimum": 1}, {"type": "null"})
-    settings = {
-        "folder": {"type": "string"},
-        "rows": {"type": "boolean"},
-        "checkpoint_every": every,
-    }
-    return _any_of({"type": "string"}, _closed(settings, []))
 
 
 def _closed(properties: Schema, required: list[str]) -> Schema:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modularml._optional import require
-from modularml.cli.console import Command, Reply, check_folder, read_table, write_table
+from modularml.cli.console import Reply, check_folder, read_table, write_table
 from modularml.context import ExperimentContext
 from modularml.data.schema import RAW, ColumnSpec
 from modularml.errors import ConfigError, DataError, UnknownNameError
@@ -19,30 +19,10 @@ from modularml.io import inspect
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COMMAND"]
+__all__ = ["run_predict"]
 
 
-def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="an experiment (.exp.mml), graph (.mg.mml) or ensemble")
-    parser.add_argument(
-        "tables",
-        nargs="+",
-        metavar="TABLE",
-        help="CSV or Parquet; - for CSV from standard input; label=path for several tables",
-    )
-    parser.add_argument("-o", "--out", help="CSV or Parquet file; by default CSV to the output")
-    parser.add_argument("--node", help="node whose outputs are written; by default all tail nodes")
-    parser.add_argument("--tags", action="store_true", help="write the tags of the rows too")
-    parser.add_argument("--decode", action="store_true", help="labels instead of class numbers")
-    parser.add_argument("--interval", type=float, metavar="SHARE", help="bounds, such as 0.9")
-    parser.add_argument("--calibration", help="split, or table, to calibrate the bounds on")
-    parser.add_argument("--group-by", help="column whose groups get bounds of their own")
-    parser.add_argument(
-        "--allow-import", action="append", default=[], metavar="MODULE", help="your own classes"
-    )
-
-
-def _run(args: argparse.Namespace) -> Reply:
+def run_predict(args: argparse.Namespace) -> Reply:
     """Predict, and write or show a table."""
     check_folder("--out", args.out)
     model = _loaded(args)
@@ -145,14 +125,3 @@ def _one_frame(predicted: Any) -> pd.DataFrame:
         joined |= {f"{label}.{c}": part[c] for c in part if c not in same}
     made: pd.DataFrame = require("pandas").DataFrame(joined)
     return made
-
-
-COMMAND = Command(
-    _add,
-    _run,
-    """
-  modularml predict study.exp.mml new.csv -o predictions.csv
-  modularml predict study.exp.mml new.parquet --interval 0.9 --tags -o predictions.parquet
-  modularml predict study.exp.mml windows=w.parquet facts=f.csv
-  cut -d, -f1-4 new.csv | modularml predict study.exp.mml - > predictions.csv""",
-)

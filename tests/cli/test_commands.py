@@ -15,9 +15,9 @@ from modularml import demo
 from modularml.cli import main
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet
-from modularml.demo.experiments import load_diabetes as diabetes_set
-from modularml.demo.experiments import load_digits as digits_set
-from modularml.demo.experiments import run_digits
+from modularml.demo import load_diabetes as diabetes_set
+from modularml.demo import load_digits as digits_set
+from modularml.demo import run_digits
 
 
 @pytest.fixture(scope="module")

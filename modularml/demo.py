@@ -1,7 +1,8 @@
-"""The experiments of the demo: digits and diabetes."""
+"""A demo of training and evaluation on two real data sets: digits and diabetes."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ from modularml.plotting import confusion_matrix, loss_curves, parity
 from modularml.samplers import SimpleSampler
 from modularml.training import AppliedLoss, Loss, Optimizer
 
-__all__ = ["build_graph", "load_diabetes", "load_digits", "run_diabetes", "run_digits"]
-
+__all__ = ["build_graph", "load_diabetes", "load_digits", "run_demo", "run_diabetes", "run_digits"]
 
 SEED = 7
 
@@ -61,23 +61,17 @@ def run_diabetes(out: Path, *, show: bool) -> float:
     ModelGraph([node], optimizer=optimizer)
     print(f"\n2. Diabetes\n{fs}\n")
     loss = AppliedLoss(Loss("mse"), on="regressor", inputs=["outputs", "targets"])
-    train = TrainPhase.from_split(
-        "train",
-        split="train",
-        sampler=SimpleSampler(batch_size=16, shuffle=True, seed=SEED),
-        losses=[loss],
-        n_epochs=200,
-        callbacks=[
-            Evaluation.from_split("val", split="val", metrics=[EvalLossMetric(loss=loss)]),
-            EarlyStopping(patience=25, restore_best=True),
-        ],
-        result_recording="none",
-    )
+    stopping = EarlyStopping(patience=25, restore_best=True)
+    train = _training(loss, stopping, batch_size=16, n_epochs=200)
     experiment.run_phase(train, show_training_progress=show)
     test = fs["test"]
     truth = test.get_targets("numpy", rep="raw")[:, 0]
     predicted = experiment.predict(test)[:, 0]
-    ridge = _ridge(fs)
+    # ridge regression on the same split and scaling
+    x, x_test = (fs[name].get_features("numpy", rep="transformed") for name in ("train", "test"))
+    baseline = require("sklearn.linear_model").RidgeCV(alphas=np.logspace(-3, 3, 25))
+    baseline.fit(x, fs["train"].get_targets("numpy", rep="raw")[:, 0])
+    ridge = baseline.predict(x_test)
     print(f"test RMSE, network:           {_rmse(truth, predicted):.2f}")
     print(f"test RMSE, ridge regression:  {_rmse(truth, ridge):.2f}")
     parity(
@@ -91,20 +85,26 @@ def run_diabetes(out: Path, *, show: bool) -> float:
     return _rmse(truth, predicted)
 
 
-def _ridge(fs: FeatureSet) -> Any:
-    """Return the predictions of ridge regression on the same split and scaling."""
-    train, test = fs["train"], fs["test"]
-    model = require("sklearn.linear_model").RidgeCV(alphas=np.logspace(-3, 3, 25))
-    x = train.get_features("numpy", rep="transformed")
-    model.fit(x, train.get_targets("numpy", rep="raw")[:, 0])
-    return model.predict(test.get_features("numpy", rep="transformed"))
+def _training(
+    loss: AppliedLoss, stopping: EarlyStopping, *, batch_size: int, n_epochs: int
+) -> TrainPhase:
+    """Return a training phase that is stopped by the validation loss."""
+    return TrainPhase.from_split(
+        "train",
+        split="train",
+        sampler=SimpleSampler(batch_size=batch_size, shuffle=True, seed=SEED),
+        losses=[loss],
+        n_epochs=n_epochs,
+        callbacks=[
+            Evaluation.from_split("val", split="val", metrics=[EvalLossMetric(loss=loss)]),
+            stopping,
+        ],
+        result_recording="none",
+    )
 
 
 def _rmse(truth: Any, predicted: Any) -> float:
     return float(np.sqrt(np.mean((truth - predicted) ** 2)))
-
-
-SEED = 7
 
 
 def load_digits() -> FeatureSet:
@@ -186,18 +186,7 @@ def run_digits(out: Path, *, show: bool) -> float:
     print(f"1. Digits\n{fs}\n")
     loss = AppliedLoss(Loss("cross_entropy"), on="head", inputs=["outputs", "targets"])
     stopping = EarlyStopping(patience=10, restore_best=True)
-    train = TrainPhase.from_split(
-        "train",
-        split="train",
-        sampler=SimpleSampler(batch_size=32, shuffle=True, seed=SEED),
-        losses=[loss],
-        n_epochs=60,
-        callbacks=[
-            Evaluation.from_split("val", split="val", metrics=[EvalLossMetric(loss=loss)]),
-            stopping,
-        ],
-        result_recording="none",
-    )
+    train = _training(loss, stopping, batch_size=32, n_epochs=60)
     train_results = experiment.run_phase(train, show_training_progress=show)
     test_results = experiment.run_phase(EvalPhase.from_split("test", split="test", losses=[loss]))
 
@@ -237,3 +226,23 @@ def _logistic_regression(fs: FeatureSet) -> float:
 
     model: Any = require("sklearn.linear_model").LogisticRegression(max_iter=2000)
     return float(model.fit(*part("train")).score(*part("test")))
+
+
+def run_demo(out: Path, *, quiet: bool = False) -> None:
+    """Run both examples and write their figures.
+
+    Parameters
+    ----------
+    out : Path
+        Folder for the figures; created if needed.
+    quiet : bool
+        Whether to hide progress bars.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    # threads slow down models as small as these
+    require("torch", purpose="for the demo").set_num_threads(1)
+    start = time.perf_counter()
+    run_digits(out, show=not quiet)
+    run_diabetes(out, show=not quiet)
+    figures = "\n  ".join(str(path) for path in sorted(out.iterdir()))
+    print(f"\nDone in {time.perf_counter() - start:.0f} s. The figures:\n  {figures}")
