@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from modularml.viz.bars import bars
 from modularml.viz.class_scores import calibration, precision_recall, roc
-from modularml.viz.curves import loss_curves, panels, series
-from modularml.viz.learning import learning_curve
-from modularml.viz.predictions import confusion_matrix, parity
-from modularml.viz.residuals import residuals
+from modularml.viz.curves import bars, learning_curve, loss_curves, panels, series
+from modularml.viz.predictions import confusion_matrix, parity, residuals
 
 __all__ = [
     "bars",

@@ -15,7 +15,7 @@ import modularml as mm
 from modularml import callbacks, predicates, samplers, scalers, splitters
 from modularml.errors import ModularMLError
 from modularml.models.torch import SequentialMLP
-from modularml.samplers.condition import SimilarityCondition
+from modularml.samplers import SimilarityCondition
 from tests.worlds import arrays, eval_phase, experiment, featureset, graph_of, mlp, mse, train_phase
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.errors import ConfigError, DataError, ScalerError
-from modularml.scalers.registry import ENCODERS
+from modularml.scalers.affine import ENCODERS
 
 __all__ = ["applied_by_group", "check_unseen", "fit_by_group", "groups_of"]
 

@@ -16,8 +16,8 @@ from modularml.data.padding import in_steps
 from modularml.data.scaling import COLUMNWISE, ScalerRecord, stack_columns
 from modularml.errors import ScalerError, ShapeError
 from modularml.io.randomness import drawn_seed
+from modularml.scalers.affine import SKLEARN
 from modularml.scalers.flattening import Flattening, flatten
-from modularml.scalers.registry import SKLEARN
 from modularml.scalers.scaler import Scaler
 
 __all__ = ["fit_record", "fitted_targets"]

@@ -19,7 +19,7 @@ from modularml.data.mapping import Maps
 from modularml.data.schema import DOMAINS, RAW, check_keys, description_of
 from modularml.errors import DataError, UnknownNameError
 from modularml.predicates.compare import by_meaning
-from modularml.splitters.factors import factorise
+from modularml.splitters.dealing import factorise
 
 __all__ = [
     "MASK",

@@ -23,7 +23,7 @@ from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.relations import Meeting, links_of, meetings_of
 from modularml.samplers import BaseSampler, SimpleSampler
 from modularml.samplers.base import batch_views
-from modularml.samplers.epoch import DEFAULT
+from modularml.samplers.batching import DEFAULT
 from modularml.training import AppliedLoss
 
 __all__ = ["Bound", "InputBinding", "bind", "binding_for", "roles_of"]

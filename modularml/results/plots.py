@@ -21,8 +21,7 @@ from modularml.results.padding import real_steps
 from modularml.results.replicates import Reduce, Replicates, aggregated, check_reduce
 from modularml.results.scores import Meaning, as_probabilities, default_score
 from modularml.viz.class_scores import calibration, precision_recall, roc
-from modularml.viz.predictions import confusion_matrix, parity
-from modularml.viz.residuals import residuals
+from modularml.viz.predictions import confusion_matrix, parity, residuals
 from modularml.viz.style import plain
 
 __all__ = ["ComparedRows", "classifies", "plot_rows"]

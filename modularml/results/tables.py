@@ -10,7 +10,7 @@ import pandas as pd
 from modularml._arguments import at_least
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.results.plots import ComparedRows, plot_rows
-from modularml.viz.bars import bars
+from modularml.viz.curves import bars
 from modularml.viz.style import plain
 
 __all__ = ["ImportanceTable", "ScoreTable"]

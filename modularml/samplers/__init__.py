@@ -1,8 +1,8 @@
 """Samplers, which turn rows into batches of indices."""
 
 from modularml.samplers.base import BaseSampler, sampler_registry
-from modularml.samplers.condition import SimilarityCondition
-from modularml.samplers.epoch import EpochBatches
+from modularml.samplers.batching import EpochBatches
+from modularml.samplers.search import SimilarityCondition
 from modularml.samplers.simple import SimpleSampler
 from modularml.samplers.tuples import NSampler, PairedSampler, TripletSampler
 

@@ -21,8 +21,14 @@ from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.io.artifact import Saveable
 from modularml.io.randomness import drawn_seed
 from modularml.predicates.compare import is_null
-from modularml.samplers.arranging import by_groups, in_windows, interleaved
-from modularml.samplers.epoch import DEFAULT, EpochBatches, cut
+from modularml.samplers.batching import (
+    DEFAULT,
+    EpochBatches,
+    by_groups,
+    cut,
+    in_windows,
+    interleaved,
+)
 from modularml.splitters.base import check_bins
 from modularml.splitters.dealing import binned
 

@@ -12,7 +12,7 @@ from modularml.data import FeatureSetView
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import DataError
 from modularml.samplers.base import BaseSampler, check_known, sampler_registry
-from modularml.samplers.epoch import DEFAULT, EpochBatches
+from modularml.samplers.batching import DEFAULT, EpochBatches
 
 __all__ = ["SimpleSampler"]
 

@@ -16,9 +16,14 @@ from modularml.data import FeatureSetView
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, DataError
 from modularml.samplers.base import BaseSampler, sampler_registry
-from modularml.samplers.condition import SimilarityCondition
-from modularml.samplers.epoch import DEFAULT, EpochBatches
-from modularml.samplers.search import Partners, Rule, find_partners, pair_weights
+from modularml.samplers.batching import DEFAULT, EpochBatches
+from modularml.samplers.search import (
+    Partners,
+    Rule,
+    SimilarityCondition,
+    find_partners,
+    pair_weights,
+)
 
 __all__ = ["NSampler", "PairedSampler", "TripletSampler"]
 

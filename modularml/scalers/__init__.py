@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from modularml.scalers.affine import SKLEARN, scaler_registry
 from modularml.scalers.base import BaseScaler, NoInverseError
 from modularml.scalers.elementary import (
     Absolute,
     Negate,
     PerSampleMinMaxScaler,
     PerSampleZeroStart,
+    SegmentedScaler,
 )
 from modularml.scalers.flattening import Flattening, flatten
-from modularml.scalers.registry import SKLEARN, scaler_registry
 from modularml.scalers.scaler import Scaler
-from modularml.scalers.segmented_scaler import SegmentedScaler
 
 __all__ = [
     "Absolute",

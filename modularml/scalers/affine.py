@@ -1,4 +1,4 @@
-"""Standard and min-max scaling as scikit-learn computes them, without its import.
+"""Registry of scalers, and two that compute as scikit-learn does, without its import.
 
 Results and learned attributes equal scikit-learn's bit for bit, for arrays of float32 and float64
 and common arguments. All else is left to its own classes, which are imported then: importing
@@ -7,14 +7,29 @@ scikit-learn takes longer than scaling 10 million numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 
 from modularml._optional import require
+from modularml._registry import Registry
 from modularml._typing import Array
+from modularml.config import config_registry
 
-__all__ = ["AFFINE", "AffineScaler", "MinMaxScaler", "StandardScaler"]
+__all__ = [
+    "AFFINE",
+    "ENCODERS",
+    "OWN",
+    "SKLEARN",
+    "AffineScaler",
+    "MinMaxScaler",
+    "StandardScaler",
+    "affine_class",
+    "scaler_registry",
+]
+
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -200,3 +215,53 @@ AFFINE: dict[str, type[AffineScaler]] = {
     "StandardScaler": StandardScaler,
 }
 """Classes by the name of scikit-learn's class."""
+
+
+OWN = ("Absolute", "Negate", "PerSampleMinMaxScaler", "PerSampleZeroStart", "SegmentedScaler")
+
+SKLEARN = (
+    "MaxAbsScaler",
+    "MinMaxScaler",
+    "Normalizer",
+    "PowerTransformer",
+    "QuantileTransformer",
+    "RobustScaler",
+    "StandardScaler",
+)
+
+
+ENCODERS = ("LabelEncoder", "OneHotEncoder", "OrdinalEncoder", "TargetEncoder")
+"""What takes text and other categories."""
+
+OTHERS = {
+    "sklearn.decomposition": ("PCA",),
+    "sklearn.feature_selection": ("SelectKBest", "VarianceThreshold"),
+    "sklearn.impute": ("KNNImputer", "SimpleImputer"),
+    "sklearn.preprocessing": (*ENCODERS, "KBinsDiscretizer", "PolynomialFeatures"),
+}
+"""Steps that may change the number of columns, by module."""
+
+
+def _class_of(module: str, name: str) -> Any:
+    return getattr(require(module), name)
+
+
+_LATE: dict[str, Callable[[], type[Any]]] = {
+    **{name: partial(config_registry.__getitem__, name) for name in OWN},
+    **{name: partial(_class_of, "sklearn.preprocessing", name) for name in SKLEARN},
+    **{n: partial(_class_of, module, n) for module, names in OTHERS.items() for n in names},
+}
+
+scaler_registry: Registry[type[Any]] = Registry("scaler", late=dict(sorted(_LATE.items())))
+"""Scaler classes by name, in any case; add yours with ``register(name, cls)``."""
+
+
+def affine_class(name: str | None) -> type[Any] | None:
+    """Return the class that does the work of scikit-learn's of this name, without its import.
+
+    None if there is none, or another class was registered under the name.
+    """
+    if name not in AFFINE:
+        return None
+    is_theirs = scaler_registry.is_late(name) or scaler_registry[name].__module__[:8] == "sklearn."
+    return AFFINE[name] if is_theirs else None

@@ -23,9 +23,15 @@ from modularml.errors import (
 from modularml.io.artifact import Saveable
 from modularml.io.estimator_kinds import parameters
 from modularml.io.estimators import learned, relearn
-from modularml.scalers.affine import AffineScaler
+from modularml.scalers.affine import (
+    ENCODERS,
+    OWN,
+    SKLEARN,
+    AffineScaler,
+    affine_class,
+    scaler_registry,
+)
 from modularml.scalers.base import NoInverseError, as_numbers, as_table
-from modularml.scalers.registry import ENCODERS, OWN, SKLEARN, affine_class, scaler_registry
 
 __all__ = ["NoInverseError", "Scaler"]
 

@@ -16,8 +16,7 @@ from modularml._optional import require
 from modularml._typing import Array, Columns, IntArray
 from modularml.errors import SplitError
 from modularml.splitters.base import BaseSplitter, StrataWarning, check_bins, key_list
-from modularml.splitters.dealing import deal, stratify, warn_about_missing
-from modularml.splitters.factors import Factor, cross, factorise
+from modularml.splitters.dealing import Factor, cross, deal, factorise, stratify, warn_about_missing
 from modularml.splitters.random import RandomSplitter
 
 __all__ = [

@@ -15,8 +15,7 @@ from modularml._typing import Array, Columns, IntArray
 from modularml._warning import warn
 from modularml.errors import SplitError
 from modularml.splitters.base import BaseSplitter, SplitRatioWarning, check_bins, key_list
-from modularml.splitters.dealing import deal, stratify, warn_about_missing
-from modularml.splitters.factors import Factor, cross, factorise
+from modularml.splitters.dealing import Factor, cross, deal, factorise, stratify, warn_about_missing
 
 __all__ = ["RandomSplitter", "apportion", "largest_remainder"]
 

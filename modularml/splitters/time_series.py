@@ -13,7 +13,7 @@ from modularml._typing import Array, Columns, IntArray
 from modularml.errors import SplitError
 from modularml.predicates.compare import by_meaning
 from modularml.splitters.base import key_list
-from modularml.splitters.factors import factorise
+from modularml.splitters.dealing import factorise
 from modularml.splitters.folds import FoldSplitter
 
 __all__ = ["TimeSeriesSplitter"]

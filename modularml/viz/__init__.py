@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from modularml.viz.diagram import Diagram
-from modularml.viz.elements import DiagramEdge, DiagramNode
+from modularml.viz.scene import DiagramEdge, DiagramNode
 
 __all__ = ["Diagram", "DiagramEdge", "DiagramNode"]

@@ -1,4 +1,4 @@
-"""Line plots over epochs, folds or any other axis."""
+"""Lines over epochs, folds or any other axis, learning curves, and bars by name."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from modularml._optional import require
 from modularml._typing import Array
 from modularml.errors import ConfigError, DataError, ShapeError
 from modularml.viz.style import (
+    INK,
     MUTED,
+    PAPER,
+    SERIES,
     curve_look,
     finish,
     legend,
@@ -26,7 +30,8 @@ from modularml.viz.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Curves", "loss_curves", "panels", "series"]
+__all__ = ["Curves", "bars", "learning_curve", "loss_curves", "panels", "series"]
+
 
 Curve: TypeAlias = Sequence[float] | Array | tuple[Sequence[Any] | Array, Sequence[float] | Array]
 Curves: TypeAlias = "Mapping[str, Curve] | pd.DataFrame | pd.Series[Any]"
@@ -299,3 +304,136 @@ def _check_epoch(epoch: int, curves: Mapping[str, tuple[Array, Array]]) -> None:
         raise ConfigError(
             f"best_epoch must lie within the epochs drawn, {epochs[0]} to {epochs[-1]}, got {epoch}"
         )
+
+
+def bars(
+    values: Mapping[str, Sequence[float]],
+    *,
+    x: str = "",
+    title: str = "",
+    path: str | PathLike[str] | None = None,
+) -> Figure:
+    """Draw a horizontal bar for each name, with the spread of its values.
+
+    Parameters
+    ----------
+    values : mapping of str to sequence of float
+        One value per name, or several, such as scores of folds: the bar is their mean, the line
+        one standard deviation to each side, and the dots are the values. Values that are NaN or
+        infinite are omitted and counted.
+    x : str
+        Label of the axis, with units.
+    title : str
+        Title of the figure.
+    path : path-like or None
+        Where to save the figure as well: .png, .pdf or .svg.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not registered with pyplot, so it need not be closed.
+
+    Raises
+    ------
+    DataError
+        If there is no finite value.
+    ConfigError
+        If ``path`` is not valid.
+
+    Examples
+    --------
+    >>> figure = bars({"linear": [0.41, 0.39], "network": [0.28, 0.31]}, x="rmse")
+    >>> len(figure.axes) > 0
+    True
+    """
+    given = {name: np.asarray(numbers, dtype=float).ravel() for name, numbers in values.items()}
+    finite = {name: numbers[np.isfinite(numbers)] for name, numbers in given.items()}
+    if not any(map(len, finite.values())):
+        raise DataError("there is no finite value to draw; pass at least one")
+    figure, axes = new_axes(6.8, 1.2 + 0.42 * len(finite), title=title, x=x, y="")
+    labels = []
+    for at, (name, numbers) in enumerate(finite.items()):
+        n_omitted = len(given[name]) - len(numbers)
+        labels.append(name + (f" ({n_omitted} not finite)" if n_omitted else ""))
+        if not len(numbers):
+            continue
+        axes.barh(at, numbers.mean(), height=0.62, color=SERIES[0], alpha=0.85, linewidth=0)
+        if len(numbers) > 1:
+            look = {"fmt": "none", "ecolor": INK, "elinewidth": 1.3, "capsize": 4}
+            axes.errorbar(numbers.mean(), at, xerr=numbers.std(ddof=1), **look)
+            dots = {"markersize": 4, "markeredgecolor": INK, "markeredgewidth": 0.8}
+            axes.plot(numbers, np.full(len(numbers), at), "o", color=PAPER, **dots)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    return finish(figure, path)
+
+
+def learning_curve(
+    sizes: ArrayLike,
+    train_scores: ArrayLike,
+    test_scores: ArrayLike,
+    *,
+    x: str = "training rows",
+    y: str = "score",
+    title: str = "",
+    path: str | PathLike[str] | None = None,
+) -> Figure:
+    """Draw scores on trained and on held-out rows over the number of training rows.
+
+    Parameters
+    ----------
+    sizes : array-like, shape (n_sizes,)
+        Ascending. The axis is logarithmic if they are far apart (`sklearn.model_selection`).
+    train_scores, test_scores : array-like, shape (n_sizes, n_folds)
+        Lines are means over folds, bands one standard deviation (denominator n) to each side.
+    x, y, title : str
+        Labels of the axes, with units, and of the figure.
+    path : path-like or None
+        Where to save the figure as well: .png, .pdf or .svg.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not registered with pyplot, so it need not be closed.
+
+    Raises
+    ------
+    ShapeError
+        If shapes do not fit.
+    DataError
+        If there are fewer than two sizes, or a score is not finite.
+
+    Examples
+    --------
+    >>> figure = learning_curve([10, 20], [[0.9, 0.8], [0.9, 0.9]], [[0.5, 0.6], [0.7, 0.7]])
+    >>> len(figure.axes) > 0
+    True
+    """
+    at = np.asarray(sizes)
+    parts = {
+        "training": np.asarray(train_scores, float),
+        "held out": np.asarray(test_scores, float),
+    }
+    if at.ndim != 1 or any(part.ndim != 2 or len(part) != len(at) for part in parts.values()):
+        raise ShapeError(
+            "sizes must be numbers and scores a row for each of them, got shapes "
+            f"{at.shape}, {[part.shape for part in parts.values()]}"
+        )
+    if len(at) < 2 or not all(np.isfinite(part).all() for part in parts.values()):
+        raise DataError("a learning curve needs two sizes or more, and finite scores")
+    figure, axes = new_axes(6.8, 4.2, title=title, x="", y="")
+    train, test = parts.values()
+    show = require("sklearn.model_selection").LearningCurveDisplay(
+        train_sizes=at, train_scores=train, test_scores=test, score_name=y
+    )
+    show.plot(ax=axes, line_kw={"marker": "o", "markersize": 5}, fill_between_kw={"alpha": 0.2})
+    for i, (line, band) in enumerate(zip(show.lines_, show.fill_between_, strict=True)):
+        line.set(**curve_look(i))
+        band.set(facecolor=curve_look(i)["color"], edgecolor="none", linewidth=0)
+    style_axes(axes, x=x, y=y)
+    axes.set_xticks(at, [f"{round(size)}" for size in at.tolist()], minor=False)
+    axes.minorticks_off()
+    legend(axes, list(zip(show.lines_, parts, strict=True)))
+    return finish(figure, path)

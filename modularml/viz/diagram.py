@@ -14,9 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from modularml._optional import require
 from modularml.errors import ConfigError, GraphError, closest
-from modularml.viz.elements import TONES, DiagramEdge, DiagramNode, clean
 from modularml.viz.layout import Point
-from modularml.viz.scene import Arrow, Bar, Panel, Scene, Shape, Words, compose
+from modularml.viz.scene import (
+    TONES,
+    Arrow,
+    Bar,
+    DiagramEdge,
+    DiagramNode,
+    Panel,
+    Scene,
+    Shape,
+    Words,
+    clean,
+    compose,
+)
 from modularml.viz.style import FONT, INK, MUTED, checked_path, new_figure, save_figure
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pandas as pd
 from modularml._optional import require
 from modularml._typing import Array
 from modularml.errors import DataError
-from modularml.viz.bars import bars
+from modularml.viz.curves import bars
 from modularml.viz.style import (
     FONT,
     INK,

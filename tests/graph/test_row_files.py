@@ -14,7 +14,7 @@ import modularml as mm
 from modularml.data import FeatureSet, collection, mapping, row_files
 from modularml.errors import DataError
 from modularml.graph import inputs
-from modularml.samplers import arranging
+from modularml.samplers import batching
 from tests import worlds
 from tests.experiment.test_resume import Ends, fail
 from tests.worlds import QUIET
@@ -25,7 +25,7 @@ NAMES = ["a", "b", "c"]
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(arranging, "LEAST_BLOCK", 8)
+    monkeypatch.setattr(batching, "LEAST_BLOCK", 8)
     monkeypatch.setattr(collection, "BLOCK_BYTES", 500)
     monkeypatch.setattr(inputs, "CHUNK_BYTES", 8000)
 

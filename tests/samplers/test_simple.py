@@ -12,7 +12,7 @@ from modularml.config import decode, encode
 from modularml.data import FeatureSet
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.samplers import SimpleSampler, sampler_registry
-from modularml.samplers.epoch import cut
+from modularml.samplers.batching import cut
 
 N = 23
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from modularml.config import decode, encode
 from modularml.data import FeatureSet
 from modularml.errors import ConfigError
-from modularml.samplers import PairedSampler, SimilarityCondition, SimpleSampler, arranging
+from modularml.samplers import PairedSampler, SimilarityCondition, SimpleSampler, batching
 from tests.samplers.test_contract import Padded
 
 
@@ -29,19 +29,19 @@ def order(window, view, epoch=0, **kwargs):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(arranging, "LEAST_BLOCK", 4)
+    monkeypatch.setattr(batching, "LEAST_BLOCK", 4)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 320), st.integers(1, 40), st.integers(0, 2**64))
 def test_every_row_once_and_few_places_a_window(n, window, least, seed):
-    before, arranging.LEAST_BLOCK = arranging.LEAST_BLOCK, least
+    before, batching.LEAST_BLOCK = batching.LEAST_BLOCK, least
     try:
-        found = arranging.in_windows(n, window, np.random.default_rng(seed))
+        found = batching.in_windows(n, window, np.random.default_rng(seed))
     finally:
-        arranging.LEAST_BLOCK = before
+        batching.LEAST_BLOCK = before
     assert sorted(found.tolist()) == list(range(n))
-    size = min(window, max(least, window // arranging.BLOCKS))
+    size = min(window, max(least, window // batching.BLOCKS))
     for at in range(0, n if window < n else 0, window):  # meets three windows at most
         places = len(set((found[at : at + window] // size).tolist()))
         assert places <= 2 * (3 * (window // size) + 3)  # whose blocks meet two places each

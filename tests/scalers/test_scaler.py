@@ -18,7 +18,7 @@ from modularml.errors import (
     ShapeError,
     UnknownNameError,
 )
-from modularml.scalers import Negate, NoInverseError, Scaler, scaler_registry
+from modularml.scalers import Negate, NoInverseError, Scaler, affine, scaler_registry
 from tests.contracts.scaler import ScalerContract
 
 DATA = np.random.default_rng(1).normal(3, 5, size=(40, 4))
@@ -158,7 +158,7 @@ def test_name_class_instance_and_scaler_are_one(given):
     )
 
 
-@pytest.mark.parametrize("name", modularml.scalers.registry.SKLEARN)
+@pytest.mark.parametrize("name", affine.SKLEARN)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64])
 @pytest.mark.filterwarnings("ignore:n_quantiles")
 def test_results_are_scikit_learns(name, dtype):

@@ -20,9 +20,8 @@ from modularml.errors import (
     UnknownNameError,
 )
 from modularml.viz import Diagram, DiagramEdge, DiagramNode
-from modularml.viz.elements import TONES, clean
 from modularml.viz.layout import Link, Rect, lay_out
-from modularml.viz.scene import Arrow, Bar, Panel, Words, compose, text_width
+from modularml.viz.scene import TONES, Arrow, Bar, Panel, Words, clean, compose, text_width
 from modularml.viz.style import INK, MUTED, SERIES
 
 SVG = "{http://www.w3.org/2000/svg}"

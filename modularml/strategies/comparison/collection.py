@@ -38,7 +38,7 @@ from modularml.strategies.comparison.table import (
 )
 from modularml.strategies.ensembles.ensemble import Ensemble
 from modularml.strategies.folds.cv_results import CVResults
-from modularml.viz.bars import bars
+from modularml.viz.curves import bars
 from modularml.viz.curves import series as draw_series
 
 if TYPE_CHECKING:

@@ -17,14 +17,13 @@ from modularml.errors import ConfigError, ExecutionError, expect
 from modularml.results.replicates import Reduce, check_reduce
 from modularml.results.scores import axis_of_score, find_scores, name_of_score
 from modularml.splitters.base import key_list
-from modularml.splitters.dealing import stratify
-from modularml.splitters.factors import factorise
+from modularml.splitters.dealing import factorise, stratify
 from modularml.strategies.folds.cross_validation import CrossValidation
 from modularml.strategies.folds.cv_binding import CVBinding
 from modularml.strategies.folds.cv_results import CVResults
 from modularml.strategies.folds.folds import held_out_scores
 from modularml.strategies.variants.variant import Variant
-from modularml.viz.learning import learning_curve as draw
+from modularml.viz.curves import learning_curve as draw
 
 if TYPE_CHECKING:
     import pandas as pd

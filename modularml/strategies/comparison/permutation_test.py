@@ -23,7 +23,7 @@ from modularml.experiment import Experiment
 from modularml.experiment.evaluating import evaluate
 from modularml.results.scores import greater_is_better as direction_of
 from modularml.results.scores import name_of_score
-from modularml.splitters.factors import factorise
+from modularml.splitters.dealing import factorise
 from modularml.strategies.comparison.members import Member
 from modularml.strategies.comparison.run_facts import row_key
 from modularml.strategies.ensembles.ensemble import Ensemble

@@ -22,7 +22,7 @@ from modularml.graph.model_graph import ModelGraph
 from modularml.io.artifact import Contents, read_artifact, write_artifact
 from modularml.io.randomness import derived_seed
 from modularml.splitters.base import key_list
-from modularml.splitters.factors import factorise
+from modularml.splitters.dealing import factorise
 from modularml.strategies.folds.cv_binding import CVBinding
 from modularml.strategies.predictors.member_predictions import HeldOut
 from modularml.strategies.predictors.predictor import Predictor
