@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, ge
 
 import numpy as np
 
+from modularml._private.sklearn import may_take
 from modularml.errors import ConfigError
 
 __all__ = [
@@ -191,11 +192,7 @@ def estimator_from(
 
 def _takes(cls: Any, name: str, value: Any) -> bool:
     """Tell whether what was the default of an argument is a value that this version takes."""
-    allowed = getattr(cls, "_parameter_constraints", {}).get(name, "no_validation")
-    if _stands_for_another(value) or allowed == "no_validation":
-        return not _stands_for_another(value)
-    rule = sys.modules["sklearn.utils._param_validation"].make_constraint
-    return any(rule(each).is_satisfied_by(value) for each in allowed)
+    return not _stands_for_another(value) and may_take(cls, name, value) is not False
 
 
 def _stands_for_another(value: Any) -> bool:

@@ -180,6 +180,10 @@ class BackendAdapter(ModelOperations):
     may_mask: ClassVar[bool] = False
     """Whether `loss_values` may find masks."""
 
+    def mask_of(self, tensor: Any) -> Any:
+        """Return the mask attached to a tensor, or None."""
+        return None
+
     def loss_values(self, values: Any, args: Sequence[Any]) -> Any:
         """Return the values of a loss, weighted by the masks attached to its arguments."""
         return values

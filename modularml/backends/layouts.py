@@ -94,7 +94,7 @@ def arranged_call(adapter: Any, call: Any, how: Arrangement, target: Shape) -> A
     change = adapter.swap_axes if how == "swap" else partial(adapter.reshape, shape=target)
 
     def arranged(x: Any, **kwargs: Any) -> Any:
-        if adapter.may_mask and getattr(x, "_keras_mask", None) is not None:
+        if adapter.mask_of(x) is not None:
             raise BackendNotSupportedError(
                 f"samples of shape {tuple(x.shape)[1:]} have a mask of Keras, which would be lost "
                 f"in the shape {target}; omit input_layout, or reshape them in the model"

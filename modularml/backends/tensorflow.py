@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from modularml._optional import require
+from modularml._private.keras import all_layers, mask_of, move, remember_trained
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends import tensorflow_losses
 from modularml.backends.base import (
@@ -36,7 +37,6 @@ from modularml.backends.tensorflow_models import (
     has_own_losses,
     is_half,
     joint_weights,
-    keras_mask,
     masked,
     regularized,
 )
@@ -44,10 +44,10 @@ from modularml.backends.tensorflow_optimizers import (
     KerasGroups,
     KerasSchedule,
     load_state,
-    move,
     parts,
     scaling,
     state_of,
+    trained,
 )
 from modularml.backends.tensorflow_step import (
     ExtendedStep,
@@ -193,7 +193,7 @@ class TensorflowAdapter(BackendAdapter):
 
     def fixed(self, model: Any) -> dict[str, Any]:
         """Return the weights of layers that are not trainable."""
-        layers = [] if model.inner is None else model.inner._flatten_layers()
+        layers = [] if model.inner is None else all_layers(model.inner)
         frozen = {id(v) for layer in layers if not layer.trainable for v in layer.weights}
         return {name: v for name, v in model.variables().items() if id(v) in frozen}
 
@@ -234,7 +234,7 @@ class TensorflowAdapter(BackendAdapter):
     def signature(self, model: Any) -> Hashable:
         if model.inner is None:
             return ()
-        layers = tuple(map(Identity, model.inner._flatten_layers()))
+        layers = tuple(map(Identity, all_layers(model.inner)))
         weights = model.variables().items()
         return layers, tuple((n, Identity(v), v.shape, v.dtype, v.trainable) for n, v in weights)
 
@@ -291,7 +291,7 @@ class TensorflowAdapter(BackendAdapter):
             return tf.int64  # Keras would truncate fractions
         if declared := getattr(inner, "inputs", None):
             return tf.as_dtype(declared[0].dtype)
-        embeds = any(isinstance(it, keras.layers.Embedding) for it in inner._flatten_layers())
+        embeds = any(isinstance(it, keras.layers.Embedding) for it in all_layers(inner))
         return tf.int64 if whole and (category or embeds) else floating
 
     def _dtypes_of_several(
@@ -301,7 +301,7 @@ class TensorflowAdapter(BackendAdapter):
         if (declared := declared_inputs(inner)) is not None:
             names = check_names(inner, shape)
             return [tf.as_dtype(declared[name].dtype) for name in names]
-        embeds = any(isinstance(it, keras.layers.Embedding) for it in inner._flatten_layers())
+        embeds = any(isinstance(it, keras.layers.Embedding) for it in all_layers(inner))
         return [
             tf.int64 if whole and (category or embeds) else floating for whole, category in kinds
         ]
@@ -337,6 +337,7 @@ class TensorflowAdapter(BackendAdapter):
     def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:
         if not optimizer.built:
             optimizer.build(list(parameters))
+            remember_trained(optimizer, parameters)
         return optimizer
 
     def optimizer_step(self, optimizer: Any, grads: Any = None, variables: Any = None) -> None:
@@ -400,18 +401,21 @@ class TensorflowAdapter(BackendAdapter):
         return collectors
 
     def makes_masks(self, model: Any) -> bool:
-        layers = [] if model.inner is None else model.inner._flatten_layers()
+        layers = [] if model.inner is None else all_layers(model.inner)
         masking = keras.layers.Masking
         return any(isinstance(la, masking) or getattr(la, "mask_zero", False) for la in layers)
 
     may_mask: ClassVar[bool] = True
 
+    def mask_of(self, tensor: Any) -> Any:
+        return mask_of(tensor)
+
     def loss_values(self, values: Any, args: Sequence[Any]) -> Any:
-        masks = [mask for arg in args if (mask := keras_mask(arg)) is not None]
+        masks = [mask for arg in args if (mask := mask_of(arg)) is not None]
         return masked(values, masks) if masks else values
 
     def joint_weights(self, weights: Any, args: Sequence[Any]) -> Any:
-        masks = [mask for arg in args if (mask := keras_mask(arg)) is not None]
+        masks = [mask for arg in args if (mask := mask_of(arg)) is not None]
         return joint_weights(weights, masks) if masks else weights
 
     def options_for(self, options: StepOptions) -> StepOptions:
@@ -420,8 +424,8 @@ class TensorflowAdapter(BackendAdapter):
 
     def finish_training(self, optimizer: Any) -> None:
         for part in parts(optimizer).values():
-            fixed = [(v, v.numpy()) for v in part._trainable_variables if not v.trainable]
-            part.finalize_variable_values(part._trainable_variables)
+            fixed = [(v, v.numpy()) for v in trained(part) if not v.trainable]
+            part.finalize_variable_values(trained(part))
             for variable, value in fixed:
                 variable.assign(value)
 
@@ -446,7 +450,7 @@ class TensorflowAdapter(BackendAdapter):
                 )
         if options.precision == "fp16" or not replace(options, precision="float32").is_plain:
             return ExtendedStep(compute, optimizers, options)
-        trainable = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
+        trainable = [[v for v in trained(o) if v.trainable] for o in optimizers]
         watched = [v.value for variables in trainable for v in variables]
 
         def gradients(inputs: Sequence[Any]) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modularml._optional import require
+from modularml._private.keras import all_layers
 from modularml.backends.distributions import QUANTILES, check_quantiles
 from modularml.errors import LossError
 
@@ -269,7 +270,7 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
     classes without ``get_config``.
     """
     parts = [value, *(_attributes(value).values() if isinstance(value, keras.losses.Loss) else ())]
-    layers = [part for v in parts if isinstance(v, keras.Layer) for part in v._flatten_layers()]
+    layers = [part for v in parts if isinstance(v, keras.Layer) for part in all_layers(v)]
     custom = [type(v) for v in layers if not type(v).__module__.startswith("keras.")]
     with keras.saving.custom_object_scope({cls.__name__: cls for cls in custom}):
         if not isinstance(value, keras.losses.Loss):
@@ -288,7 +289,7 @@ def _named(loss: Any) -> str:
 
 
 def _check_built(loss: Any, layer: Any) -> None:
-    for part in layer._flatten_layers():
+    for part in all_layers(layer):
         if not part.built and type(part).build is not keras.Layer.build:
             raise LossError(
                 f"{_named(loss)} has the layer {part.name!r}, whose weights are created by its "

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from modularml._private.keras import all_layers, mask_of, with_mask
 from modularml._warning import warn
 from modularml.backends.input_shapes import arranged, shapes_of
 from modularml.errors import BackendNotSupportedError, LossError, ShapeError
@@ -24,10 +25,8 @@ __all__ = [
     "has_own_losses",
     "is_half",
     "joint_weights",
-    "keras_mask",
     "masked",
     "regularized",
-    "with_mask",
 ]
 
 _STEPS = {
@@ -47,12 +46,12 @@ def compiled(run: Callable[..., Any]) -> Callable[..., Any]:
 
     def inside(x: Any, mask: Any) -> Any:
         out, others = run(tf.nest.map_structure(with_mask, x, mask))
-        return out, others, keras_mask(out)
+        return out, others, mask_of(out)
 
     graph = tf.function(inside, jit_compile=True, autograph=False)
 
     def call(x: Any) -> tuple[Any, list[Any]]:
-        out, others, mask = graph(x, tf.nest.map_structure(keras_mask, x))
+        out, others, mask = graph(x, tf.nest.map_structure(mask_of, x))
         return with_mask(out, mask), others
 
     return call
@@ -105,7 +104,7 @@ def regularized(module: Any) -> list[Any]:
 
 def has_own_losses(module: Any, dtypes: Sequence[Any]) -> bool:
     """Return whether a model may add losses; custom layers are traced to find out."""
-    layers = list(module.inner._flatten_layers())
+    layers = all_layers(module.inner)
     if regularized(module) or any(getattr(la, "activity_regularizer", None) for la in layers):
         return True
     if all(type(layer).__module__.startswith("keras.") for layer in layers):
@@ -127,11 +126,10 @@ def has_own_losses(module: Any, dtypes: Sequence[Any]) -> bool:
 
 def declared_inputs(inner: Any) -> dict[str, Any] | None:
     """Return the declared inputs of a functional model, by name; else None."""
-    struct = getattr(inner, "_inputs_struct", None)
-    if struct is None:
+    if not hasattr(inner, "operations"):
         return None
-    if isinstance(struct, dict):
-        return struct
+    if isinstance(inner.input, dict):
+        return dict(inner.input)
     return {tensor.name: tensor for tensor in inner.inputs}
 
 
@@ -165,7 +163,7 @@ def call(inner: Any, x: Any, **kwargs: Any) -> Any:
         names = check_names(inner, x)
         values = x.values() if isinstance(x, dict) else x
         tensors = {n: _as_declared(v, declared[n]) for n, v in zip(names, values, strict=True)}
-        by_name = isinstance(inner._inputs_struct, dict)
+        by_name = isinstance(inner.input, dict)
         return inner(tensors if by_name else [tensors[name] for name in declared], **kwargs)
     parameters = [
         n for n in inspect.signature(inner.call).parameters if n not in ("training", "mask")
@@ -195,7 +193,7 @@ def check_layers(inner: Any) -> None:
     BackendNotSupportedError
         The message names the layer.
     """
-    for layer in inner._flatten_layers():
+    for layer in all_layers(inner):
         if getattr(layer, "stateful", False):
             raise BackendNotSupportedError(
                 f"layer {layer.name!r} is stateful, so its state would carry over from one batch "
@@ -242,12 +240,7 @@ def check_model(module: Any, label: str, *, training: bool, losses: bool) -> Non
 
 def is_half(module: Any) -> bool:
     """Return whether a model has the policy mixed_float16, so its loss must be scaled."""
-    return any(la.dtype_policy.name == "mixed_float16" for la in module.inner._flatten_layers())
-
-
-def keras_mask(tensor: Any) -> Any:
-    """Return the mask that layers attached to a tensor, shape (n, ...), or None."""
-    return getattr(tensor, "_keras_mask", None)
+    return any(la.dtype_policy.name == "mixed_float16" for la in all_layers(module.inner))
 
 
 def masked(values: Any, masks: Sequence[Any]) -> Any:
@@ -292,10 +285,3 @@ def joint_weights(weights: Any, masks: Sequence[Any]) -> Any:
     sums = tf.reduce_sum(weights, axis=list(range(1, len(weights.shape))), keepdims=True)
     size = tf.cast(tf.size(weights[0]), weights.dtype)
     return weights * size / tf.where(sums > 0, sums, tf.ones((), weights.dtype))
-
-
-def with_mask(tensor: Any, mask: Any) -> Any:
-    """Attach a mask to a tensor, as Keras layers do."""
-    if mask is not None:
-        tensor._keras_mask = mask
-    return tensor

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
+from modularml._private.keras import move, reindex, trained_variables
 from modularml.errors import BackendNotSupportedError
 
 __all__ = [
@@ -16,10 +16,10 @@ __all__ = [
     "KerasSchedule",
     "LossScale",
     "load_state",
-    "move",
     "parts",
     "scaling",
     "state_of",
+    "trained",
 ]
 
 
@@ -49,18 +49,12 @@ class KerasGroups:
     def __init__(self, optimizers: dict[str, Any]) -> None:
         self.optimizers = optimizers
 
-    @property
-    def _trainable_variables(self) -> list[Any]:
-        return [v for o in self.optimizers.values() for v in o._trainable_variables]
-
     def apply(self, grads: Sequence[Any], variables: Sequence[Any] | None = None) -> None:
         """Update variables with gradients; by default all of them, group by group."""
-        all_variables = self._trainable_variables if variables is None else variables
+        all_variables = trained(self) if variables is None else variables
         pairs = {id(v): (g, v) for g, v in zip(grads, all_variables, strict=True)}
         for optimizer in self.optimizers.values():
-            pairs_of_group = [
-                pairs[id(v)] for v in optimizer._trainable_variables if id(v) in pairs
-            ]
+            pairs_of_group = [pairs[id(v)] for v in trained_variables(optimizer) if id(v) in pairs]
             if pairs_of_group:
                 optimizer.apply(*map(list, zip(*pairs_of_group, strict=True)))
 
@@ -134,6 +128,11 @@ def parts(optimizer: Any) -> dict[str, Any]:
     return optimizer.optimizers if isinstance(optimizer, KerasGroups) else {"default": optimizer}
 
 
+def trained(optimizer: Any) -> list[Any]:
+    """Return the variables that an optimizer updates."""
+    return [v for part in parts(optimizer).values() for v in trained_variables(part)]
+
+
 def state_of(optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``moments`` by parameter name and ``groups`` of hyperparameters, on the host."""
     moments: dict[str, Any] = {}
@@ -158,22 +157,13 @@ def load_state(optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any
         vars(LossScale.of(optimizer)).update(state["scale"])
     for group, part in parts(optimizer).items():
         slots, others = _slots(part, named)
-        variables = part._trainable_variables  # keyed by memory, which moving reallocates
-        part._trainable_variables_indices = {part._var_key(v): i for i, v in enumerate(variables)}
+        reindex(part)  # by memory, which moving reallocates
         for name in slots.keys() & state["moments"].keys():
             move(slots[name].values(), named[name].value.device)
             for slot, value in state["moments"][name].items():
                 slots[name][slot].assign(value)
         for name in others.keys() & stored.get(group, {}).keys():
             others[name].assign(stored[group][name])
-
-
-def move(variables: Iterable[Any], device: str) -> None:
-    """Move variables to a device by reallocating those on another."""
-    for v in variables:
-        if v.value.device.split(":")[-2:] != device.strip("/").split(":")[-2:]:
-            with tf.device(device):
-                v._value = tf.Variable(v.value, trainable=v.trainable, name=v.name)
 
 
 def _slots(
@@ -186,7 +176,7 @@ def _slots(
     """
     names = {id(p): name for name, p in named.items()}
     names_by_path: dict[str, list[str]] = {}
-    for i, v in enumerate(optimizer._trainable_variables):
+    for i, v in enumerate(trained_variables(optimizer)):
         names_by_path.setdefault(v.path.replace("/", "_"), []).append(
             names.get(id(v), f"unnamed{i}")
         )

@@ -13,9 +13,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from modularml._private.keras import all_layers
 from modularml.backends.base import Compute, NotFiniteError
 from modularml.backends.options import StepOptions
-from modularml.backends.tensorflow_optimizers import LossScale
+from modularml.backends.tensorflow_optimizers import LossScale, trained
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def in_precision(compute: Compute, options: StepOptions) -> Compute:
     policy = {"bf16": "mixed_bfloat16", "fp16": "mixed_float16"}[options.precision]
 
     def run(inputs: Sequence[Any]) -> Any:
-        layers = [la for m in options.models for la in m.inner._flatten_layers()]
+        layers = [la for m in options.models for la in all_layers(m.inner)]
         plain = [(la, la.dtype_policy) for la in layers if la.compute_dtype == "float32"]
         try:
             for model in options.models:
@@ -182,7 +183,7 @@ class ExtendedStep:
 
     def __init__(self, compute: Compute, optimizers: Sequence[Any], options: StepOptions) -> None:
         self.options, self.optimizers = options, list(optimizers)
-        self.owned = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
+        self.owned = [[v for v in trained(o) if v.trainable] for o in optimizers]
         self.clips = options.clips or [(None, None)] * len(self.optimizers)
         watched = [v.value for variables in self.owned for v in variables]
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from modularml._optional import require
+from modularml._private.torch import for_each, import_dynamo_late, mark_stepped, version
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends import torch_losses
 from modularml.backends.base import (
@@ -30,7 +31,6 @@ from modularml.backends.input_shapes import InputShape, arranged, is_several, sh
 from modularml.backends.options import StepOptions
 from modularml.backends.stacking import Stack, StackMember
 from modularml.backends.tensor_operations import PAD_MODES, Processes
-from modularml.backends.torch_dynamo import import_dynamo_late
 from modularml.backends.torch_forward import direct_forward
 from modularml.backends.torch_kernels import direct_step
 from modularml.backends.torch_parallel import TorchProcesses
@@ -179,7 +179,7 @@ class TorchAdapter(BackendAdapter):
 
     def approach(self, averages: Sequence[Any], tensors: Sequence[Any], weight: float) -> None:
         if tensors:
-            torch._foreach_lerp_(list(averages), [t.detach() for t in tensors], weight)
+            _lerp(list(averages), [t.detach() for t in tensors], weight)
 
     def assign(self, tensors: Sequence[Any], values: Sequence[Any]) -> None:
         with torch.no_grad():
@@ -190,14 +190,14 @@ class TorchAdapter(BackendAdapter):
         return {
             f"{name}.{buffer}": tensor
             for name, layer in model.named_modules()
-            if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+            if isinstance(layer, _BATCH_NORMS) and layer.running_mean is not None
             for buffer, tensor in layer.named_buffers(recurse=False)
         }
 
     @contextmanager
     def estimating(self, models: Sequence[Any]) -> Iterator[None]:
         """As `torch.optim.swa_utils.update_bn`: each batch counts equally."""
-        layers = [la for m in models for la in m.modules() if isinstance(la, _BatchNorm)]
+        layers = [la for m in models for la in m.modules() if isinstance(la, _BATCH_NORMS)]
         momenta = {layer: layer.momentum for layer in layers}
         for layer in momenta:
             layer.reset_running_stats()
@@ -213,10 +213,10 @@ class TorchAdapter(BackendAdapter):
         movable = {id(p) for p in self.parameters(model).values()}
         fixed: dict[str, Any] = {}
         for path, module in model.named_modules():
-            parameters = {k: p for k, p in module._parameters.items() if p is not None}
+            parameters = dict(module.named_parameters(recurse=False, remove_duplicate=False))
             frozen = {k: p for k, p in parameters.items() if id(p) not in movable}
             if parameters and len(frozen) == len(parameters):
-                frozen |= {k: b for k, b in module._buffers.items() if b is not None}
+                frozen |= dict(module.named_buffers(recurse=False, remove_duplicate=False))
             fixed |= {f"{path}.{key}".lstrip("."): t for key, t in frozen.items()}
         return fixed
 
@@ -242,15 +242,15 @@ class TorchAdapter(BackendAdapter):
         owner, weight = target.get_submodule(".".join(path)), source
         for part in name.split("."):
             weight = getattr(weight, part)
-        (owner._parameters if key in owner._parameters else owner._buffers)[key] = weight
+        setattr(owner, key, weight)
 
     def signature(self, model: Any) -> Hashable:
         objects: list[Any] = []
         facts: list[Hashable] = []
         for module in model.modules():
             objects.append(module)
-            for name, t in (*module._parameters.items(), *module._buffers.items()):
-                if t is not None:
+            for named in (module.named_parameters, module.named_buffers):
+                for name, t in named(recurse=False, remove_duplicate=False):
                     objects.append(t)
                     facts.append((name, t.shape, t.dtype, t.device, t.requires_grad))
         return Identity(*objects), tuple(facts)
@@ -278,8 +278,7 @@ class TorchAdapter(BackendAdapter):
 
     def needs_several_rows(self, model: Any, shape: InputShape) -> bool:
         """Return whether training needs several rows, from shapes alone."""
-        norm = torch.nn.modules.batchnorm._BatchNorm
-        if not any(isinstance(module, norm) for module in model.modules()):
+        if not any(isinstance(module, _BATCH_NORMS) for module in model.modules()):
             return False
         tensors = (*model.named_parameters(), *model.named_buffers())
         meta = {name: torch.empty_like(t, device="meta") for name, t in tensors}
@@ -297,7 +296,7 @@ class TorchAdapter(BackendAdapter):
         return False
 
     def versions(self, tensors: Sequence[Any]) -> Any:
-        return [t._version for t in tensors]
+        return list(map(version, tensors))
 
     def count_parameters(self, model: Any) -> tuple[int, int]:
         if any(
@@ -529,7 +528,7 @@ class TorchAdapter(BackendAdapter):
         optimizer.load_state_dict(raw)
         if "scale" in state:
             scaler_of(optimizer).load_state_dict(state["scale"])
-        optimizer._opt_called = True  # avoids torch's warning that schedules step first
+        mark_stepped(optimizer)
 
     def _to_host_value(self, value: Any) -> Any:
         """Return tensors as array copies, and containers unchanged."""
@@ -641,7 +640,8 @@ _PASS_ON = (
     torch.nn.Identity,
     torch.nn.Flatten,
     torch.nn.Unflatten,
-    torch.nn.modules.dropout._DropoutNd,
+    *(torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.Dropout3d),
+    *(torch.nn.AlphaDropout, torch.nn.FeatureAlphaDropout),
 )
 
 
@@ -655,8 +655,11 @@ def _set_modes(modes: Iterable[tuple[Any, bool]]) -> None:
 
 
 _Module = torch.nn.Module
-_BatchNorm = torch.nn.modules.batchnorm._BatchNorm
-_PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+_BATCH_NORMS = (
+    *(torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm),
+    *(torch.nn.LazyBatchNorm1d, torch.nn.LazyBatchNorm2d, torch.nn.LazyBatchNorm3d),
+)
+_lerp = for_each("lerp_")
 
 
 def _float_dtype(model: Any) -> Any:

@@ -8,6 +8,7 @@ import random
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -16,15 +17,16 @@ from typing import Any
 import numpy as np
 
 from modularml._optional import require
+from modularml._private.torch import version
 from modularml.backends.stacking import NotStackableError
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["Attributes", "StepState", "differences"]
+__all__ = ["Attributes", "Buffers", "StepState", "differences"]
 
 _SKIPPED = {
     *(name for name in vars(torch.nn.Module()) if name != "training"),
-    *("_flat_weights", "_flat_weight_refs"),  # of recurrent layers, which renew them
+    *(name for name in vars(torch.nn.RNN(1, 1, device="meta")) if name.startswith("_flat")),
     *("learned_from", "_init_args"),  # of models of this package; not read by a step
 }
 _BY_IDENTITY = (
@@ -38,6 +40,13 @@ _BY_IDENTITY = (
 )
 
 
+@dataclass(frozen=True)
+class Buffers:
+    """The buffers of a loss, which count as its attributes."""
+
+    module: Any
+
+
 class Attributes:
     """The attributes of layers and losses as they are now.
 
@@ -46,8 +55,8 @@ class Attributes:
     Parameters
     ----------
     owners : sequence
-        Layers, and losses: modules, other objects, dicts, or functions, whose attributes are the
-        variables that they enclose.
+        Layers, and losses: modules, their `Buffers`, other objects, or functions, whose attributes
+        are the variables that they enclose.
 
     Raises
     ------
@@ -82,7 +91,10 @@ class Attributes:
                     continue
                 _set(owner, name, self._copies[id(owner), name])
             for name in set(now) - set(values):
-                _own(owner).pop(name, None)
+                if isinstance(owner, Buffers):
+                    setattr(owner.module, name, None)
+                else:
+                    getattr(_bound(owner), "__dict__", {}).pop(name, None)
 
     def _has_changed(self, owner: Any, name: str, now: dict[str, Any], value: Any) -> bool:
         try:
@@ -104,17 +116,18 @@ class StepState:
 
     def __init__(self, models: Any, owners: Sequence[Any]) -> None:
         self._owners, self._attributes = owners, Attributes(owners)
-        self._parameters = [(p, p.grad, p._version) for p in models.parameters()]
-        self._buffers = [(part, dict(part._buffers)) for part in models.modules()]
+        self._parameters = [(p, p.grad, version(p)) for p in models.parameters()]
+        self._buffers = [(part, _attributes(Buffers(part))) for part in models.modules()]
         self._values = [(t, t.detach().clone()) for t in (*models.buffers(), *models.parameters())]
         self._random = _drawn_from()
 
     def change(self) -> str | None:
         """Return what has changed that a trace of the step would not repeat; None if nothing."""
-        if any(p._version != version for p, _, version in self._parameters):
+        if any(version(p) != before for p, _, before in self._parameters):
             return "a model changes its weights in the forward pass"
         for part, own in self._buffers:
-            if any(part._buffers.get(name) is not tensor for name, tensor in own.items()):
+            now = _attributes(Buffers(part))
+            if any(now.get(name) is not tensor for name, tensor in own.items()):
                 return (
                     f"a {type(part).__name__} replaces a buffer in the forward pass; write into it "
                     "instead, with copy_()"
@@ -134,7 +147,8 @@ class StepState:
         np.random.set_state(numpy)  # noqa: NPY002 - as models may use
         self._attributes.restore()
         for part, own in self._buffers:
-            part._buffers.update(own)
+            for name, buffer in own.items():
+                setattr(part, name, buffer)
         for tensor, before in self._values:
             tensor.data.copy_(before)
         for p, gradient, _ in self._parameters:
@@ -173,9 +187,9 @@ def _is_plain(value: Any) -> bool:
 
 
 def _attributes(owner: Any) -> dict[str, Any]:
-    """Return attributes of an object, variables that a function encloses, or items of a dict."""
-    if isinstance(owner, dict):
-        return dict(owner)
+    """Return attributes of an object, variables that a function encloses, or buffers."""
+    if isinstance(owner, Buffers):
+        return dict(owner.module.named_buffers(recurse=False, remove_duplicate=False))
     if isinstance(owner, torch.nn.Module):
         return {k: v for k, v in vars(owner).items() if k not in _SKIPPED}
     if isinstance(owner, functools.partial):
@@ -187,12 +201,6 @@ def _attributes(owner: Any) -> dict[str, Any]:
         cells = zip(names, owner.__closure__ or (), strict=True)
         return {name: cell.cell_contents for name, cell in cells}
     return dict(getattr(owner, "__dict__", ()))
-
-
-def _own(owner: Any) -> dict[str, Any]:
-    """Return where attributes of an object are stored."""
-    own: dict[str, Any] = owner
-    return own if isinstance(owner, dict) else getattr(_bound(owner), "__dict__", {})
 
 
 def _bound(owner: Any) -> Any:
@@ -207,8 +215,10 @@ def _set(owner: Any, name: str, value: Any) -> None:
         if name in own.__code__.co_freevars:
             cell = (own.__closure__ or ())[own.__code__.co_freevars.index(name)]
             cell.cell_contents = value
+    elif isinstance(own, Buffers):
+        setattr(own.module, name, value)
     else:
-        _own(own)[name] = value
+        getattr(own, "__dict__", {})[name] = value
 
 
 def _compared(owner: Any, name: str, value: Any, by_name: bool = False) -> tuple[Any, Any]:

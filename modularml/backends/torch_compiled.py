@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from modularml._optional import require
+from modularml._private.torch import compiled, for_each
 from modularml.backends.base import Compute
 from modularml.backends.options import StepOptions
 from modularml.backends.stacking import NotStackableError, StackMember
@@ -28,6 +29,7 @@ _MAX_OPERATIONS = 1_500  # of a trace: compiling takes up to a second for 30 of 
 _LONG = 5.0  # seconds; what torch has in its cache takes less
 _OFTEN = 3
 _SETTINGS = {"fallback_random": True}  # the draws of the plain step
+_multiply = for_each("mul_")
 
 
 def missing_compiler() -> str | None:
@@ -258,7 +260,7 @@ class _Total:
         self.params, self.grads = params, grads
 
     def __mul__(self, weight: float) -> _Total:
-        torch._foreach_mul_(self.grads, weight)
+        _multiply(self.grads, weight)
         return self
 
     def backward(self) -> None:
@@ -291,9 +293,7 @@ def _inductor(module: Any, arguments: Sequence[Any]) -> Callable[..., Any]:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of the compiler's own parts
-            from torch._inductor import compile as compiled  # noqa: PLC0415 - takes a second
-
-            run: Callable[..., Any] = compiled(module, list(arguments), options=_SETTINGS)
+            run: Callable[..., Any] = compiled(module, arguments, _SETTINGS)
             return run
     except Exception as error:
         raise NotStackableError.of(error) from error

@@ -11,14 +11,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modularml._optional import require
+from modularml._private.torch import (
+    COMPILED_CALL,
+    global_hooks,
+    hooks_of,
+    layers_of,
+    may_be_flattened,
+    parameters_of,
+)
 
 torch = require("torch", purpose="to train torch models")
 
 __all__ = ["direct_forward"]
 
 Call = Callable[[Any], Any]
-Chain = tuple[Any, Mapping[str, Any], type, tuple[Any, ...]]
-"""A chain of layers, its attributes, its class, and its submodules."""
+Chain = tuple[Any, Mapping[str, Any], type, Mapping[str, Any], tuple[Any, ...]]
+"""A chain of layers, its attributes, its class, its submodules by name, and as they were."""
 
 
 def direct_forward(module: Any) -> Call:
@@ -36,7 +44,7 @@ def direct_forward(module: Any) -> Call:
     callable
         The module itself if it is not a chain of layers.
     """
-    hooks: list[Mapping[Any, Any]] = list(_EVERYWHERE)
+    hooks = global_hooks()
     chains: list[Chain] = []
     calls = _flattened(module, hooks, chains)
     if not chains:
@@ -44,12 +52,12 @@ def direct_forward(module: Any) -> Call:
     attributes = vars(module)
 
     def forward(x: Any) -> Any:
-        if any(hooks) or attributes.get("_compiled_call_impl") is not None:
+        if any(hooks) or attributes.get(COMPILED_CALL) is not None:
             return module(x)
-        for chain, chain_attributes, cls, layers in chains:
+        for chain, chain_attributes, cls, layers, before in chains:
             if type(chain) is not cls or "forward" in chain_attributes:
                 return module(x)
-            if tuple(chain_attributes["_modules"].values()) != layers:
+            if tuple(layers.values()) != before:
                 return module(x)
         for call in calls:
             x = call(x)
@@ -64,25 +72,25 @@ def _flattened(
     chains: list[Chain],
 ) -> list[Call]:
     """Return the calls of a module's layers, and record its hooks and chains."""
-    attributes, cls = vars(module), type(module)
-    if attributes.get("_compiled_call_impl") is not None or not attributes.keys() >= {*_HOOKS}:
+    cls = type(module)
+    is_scripted = isinstance(module, torch.jit.ScriptModule)
+    if is_scripted or cls.__call__ is not torch.nn.Module.__call__ or not may_be_flattened(module):
         return [module]
-    if isinstance(module, torch.jit.ScriptModule) or cls.__call__ is not torch.nn.Module.__call__:
-        return [module]
-    hooks.extend(attributes[name] for name in _HOOKS)
-    children = tuple(module._modules.values())
+    hooks.extend(hooks_of(module))
+    layers = layers_of(module)
+    children = tuple(layers.values())
     is_chain = cls is torch.nn.Sequential
     if is_chain or getattr(cls.forward, "calls_its_layers", False):
-        layers = children if is_chain else (module.layers,)  # other submodules are not called
-        chains.append((module, attributes, cls, children))
-        return [call for layer in layers for call in _flattened(layer, hooks, chains)]
+        chains.append((module, vars(module), cls, layers, children))
+        called = children if is_chain else (module.layers,)  # other submodules are not called
+        return [call for layer in called for call in _flattened(layer, hooks, chains)]
     return [_call_of(module)]
 
 
 def _call_of(layer: Any) -> Call:
     """Return the call of a layer, which looks up its parameters each time."""
     cls = type(layer)
-    attributes, parameters, linear = vars(layer), layer._parameters, torch.nn.functional.linear
+    attributes, parameters, linear = vars(layer), parameters_of(layer), torch.nn.functional.linear
 
     def call(x: Any) -> Any:
         return layer.forward(x)
@@ -99,7 +107,3 @@ def _call_of(layer: Any) -> Call:
     if cls is torch.nn.Linear:
         return call_linear
     return call if cls.__module__.startswith("torch.nn.modules.") else layer
-
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_EVERYWHERE = [getattr(torch.nn.modules.module, f"_global{name}") for name in _HOOKS]

@@ -12,7 +12,14 @@ from functools import partial
 from typing import Any
 
 from modularml._optional import require
-from modularml.backends.torch_dynamo import first_step
+from modularml._private.torch import (
+    FUSED_KERNELS,
+    first_step,
+    for_each,
+    late_step,
+    mark_stepped,
+    step_hooks,
+)
 
 torch = require("torch", purpose="to train torch models")
 
@@ -20,6 +27,7 @@ __all__ = ["StackedRun", "direct_step", "has_states", "kernel_of_all"]
 
 _STATES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _ONE = torch.tensor(1.0)  # a Python 1 would be converted at every step
+_add = for_each("add_")
 
 
 def direct_step(optimizer: Any) -> Callable[[], Any]:
@@ -37,20 +45,7 @@ def direct_step(optimizer: Any) -> Callable[[], Any]:
     kernel = _KERNELS.get(type(optimizer))
     if kernel is not None and _is_plain(optimizer):
         return _Direct(optimizer, kernel)
-    step: Callable[[], Any] = optimizer.step
-    is_torchs = type(optimizer).__module__.startswith("torch.optim.")
-    if not is_torchs or not getattr(step, "_wrapped_by_lr_sched", "step" not in vars(optimizer)):
-        return step
-    return partial(_torchs_step, optimizer, step)
-
-
-def _torchs_step(optimizer: Any, step: Callable[[], Any]) -> None:
-    """Step an optimizer of torch, without the import of the compiler where nothing needs it."""
-    differentiable = any(group.get("differentiable") for group in optimizer.param_groups)
-    if differentiable or _is_hooked(optimizer):
-        step()
-    else:
-        first_step(optimizer)
+    return late_step(optimizer)
 
 
 def kernel_of_all(optimizers: Sequence[Any]) -> Callable[[Any, list[Any]], None] | None:
@@ -59,8 +54,10 @@ def kernel_of_all(optimizers: Sequence[Any]) -> Callable[[Any, list[Any]], None]
     Its arguments are a `StackedRun` and the gradients. It is for optimizers whose states exist.
     """
     kernel = _KERNELS.get(type(optimizers[0]))
-    same = all(type(o) is type(optimizers[0]) and _is_plain(o) for o in optimizers)
-    return kernel if same and not any(map(_is_hooked, optimizers)) else None
+    if kernel is None or any(type(o) is not type(optimizers[0]) for o in optimizers):
+        return None
+    plain = all(_is_plain(o) and not any(step_hooks(o)) for o in optimizers)
+    return kernel if plain else None
 
 
 def has_states(optimizer: Any) -> bool:
@@ -94,7 +91,7 @@ class StackedRun:
     def count(self) -> None:
         """Count a step for the members that the kernel does not count for."""
         if self._others:
-            torch._foreach_add_(self._others, _ONE, alpha=1.0)
+            _add(self._others, _ONE, alpha=1.0)
 
 
 class _Direct:
@@ -102,13 +99,13 @@ class _Direct:
 
     def __init__(self, optimizer: Any, kernel: Callable[..., None]) -> None:
         self.optimizer, self.kernel = optimizer, kernel
+        self.before, self.after = step_hooks(optimizer)
         self.groups: list[_Group] = []
 
     def __call__(self) -> None:
         optimizer = self.optimizer
         param_groups = optimizer.param_groups
-        hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-        if len(self.groups) != len(param_groups) or hooked:
+        if len(self.groups) != len(param_groups) or self.before or self.after:
             return self._rebuild()
         lists = []
         for group, param_group in zip(self.groups, param_groups, strict=True):
@@ -116,7 +113,7 @@ class _Direct:
             if grads is None:
                 return self._rebuild()
             lists.append(grads)
-        optimizer._opt_called = True  # read by torch's schedulers
+        mark_stepped(optimizer)
         with torch.no_grad():
             for group, grads in zip(self.groups, lists, strict=True):
                 if grads:
@@ -125,10 +122,7 @@ class _Direct:
 
     def _rebuild(self) -> None:
         """Call the optimizer's own step, which creates its state, and rebuild the lists."""
-        if _is_hooked(self.optimizer):
-            self.optimizer.step()
-        else:
-            first_step(self.optimizer)
+        first_step(self.optimizer)
         groups = [
             _Group(self.optimizer, param_group) for param_group in self.optimizer.param_groups
         ]
@@ -172,18 +166,10 @@ class _Group:
         return grads
 
 
-def _adam(group: _Group, grads: list[Any]) -> None:
-    _run_adam(torch._fused_adam_, group, grads)
-
-
-def _adamw(group: _Group, grads: list[Any]) -> None:
-    _run_adam(torch._fused_adamw_, group, grads)
-
-
-def _run_adam(kernel: Any, group: _Group, grads: list[Any]) -> None:
+def _adam(kernel: Any, group: _Group, grads: list[Any]) -> None:
     hyper, state = group.hyper, group.state
     beta1, beta2 = hyper["betas"]
-    torch._foreach_add_(group.steps, _ONE, alpha=1.0)
+    _add(group.steps, _ONE, alpha=1.0)
     kernel(
         group.params,
         grads,
@@ -201,9 +187,9 @@ def _run_adam(kernel: Any, group: _Group, grads: list[Any]) -> None:
     )
 
 
-def _sgd(group: _Group, grads: list[Any]) -> None:
+def _sgd(kernel: Any, group: _Group, grads: list[Any]) -> None:
     hyper = group.hyper
-    torch._fused_sgd_(
+    kernel(
         group.params,
         grads,
         group.state["momentum_buffer"],
@@ -218,35 +204,22 @@ def _sgd(group: _Group, grads: list[Any]) -> None:
 
 
 _KERNELS: dict[type, Callable[[_Group, list[Any]], None]] = {
-    cls: run
-    for cls, run, name in (
-        (torch.optim.Adam, _adam, "_fused_adam_"),
-        (torch.optim.AdamW, _adamw, "_fused_adamw_"),
-        (torch.optim.SGD, _sgd, "_fused_sgd_"),
-    )
-    if hasattr(torch, name) and hasattr(torch, "_foreach_add_")
+    cls: partial(_sgd if cls is torch.optim.SGD else _adam, kernel)
+    for cls, kernel in FUSED_KERNELS.items()
 }
-
-
-def _is_hooked(optimizer: Any) -> bool:
-    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
 
 
 def _is_plain(optimizer: Any) -> bool:
     """Return whether the fused kernel applies: one dtype, on the host, plain options."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     one_dtype = {p.dtype for p in params} in ({torch.float32}, {torch.float64})
-    on_host = all(p.device.type == "cpu" for p in params)
-    return (
-        one_dtype
-        and on_host
-        and all(_is_plain_group(group, optimizer) for group in optimizer.param_groups)
+    if not one_dtype or any(p.device.type != "cpu" for p in params):
+        return False
+    others = ["foreach", "capturable", "differentiable"]
+    others += [] if isinstance(optimizer, torch.optim.AdamW) else ["decoupled_weight_decay"]
+    return all(
+        group.get("fused") is not False
+        and isinstance(group["lr"], float | int)
+        and not any(group.get(name) for name in others)
+        for group in optimizer.param_groups
     )
-
-
-def _is_plain_group(group: dict[str, Any], optimizer: Any) -> bool:
-    """Return whether the options of a group allow the fused kernel."""
-    other = any(group.get(name) for name in ("foreach", "capturable", "differentiable"))
-    decoupled = group.get("decoupled_weight_decay") and not isinstance(optimizer, torch.optim.AdamW)
-    plain_lr = isinstance(group["lr"], float | int)
-    return group.get("fused") is not False and plain_lr and not other and not decoupled

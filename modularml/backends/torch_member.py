@@ -7,19 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from modularml._optional import require
+from modularml._private.torch import global_hooks, has_weight_hooks, hooks_of
 from modularml.backends.stacking import NotStackableError, StackMember
-from modularml.backends.torch_attributes import Attributes, StepState
+from modularml.backends.torch_attributes import Attributes, Buffers, StepState
 from modularml.backends.torch_tracing import Dropouts
 
 torch = require("torch", purpose="to train torch models")
 
 __all__ = ["MemberModels", "OwnStep", "state_for"]
-
-
-_EVERYWHERE = [
-    getattr(torch.nn.modules.module, f"_global_{name}_hooks")
-    for name in ("forward_pre", "forward", "backward_pre", "backward")
-]
 
 
 class MemberModels(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -43,7 +38,7 @@ class MemberModels(torch.nn.Module):  # type: ignore[misc, name-defined]
         held = [*self.parts.modules()]
         for loss in self.member.losses:
             layers = [*loss.modules()] if isinstance(loss, torch.nn.Module) else []
-            held += [*layers, *(layer._buffers for layer in layers)] or [loss]
+            held += [*layers, *map(Buffers, layers)] or [loss]
         return held
 
     def attributes(self) -> Attributes:
@@ -53,14 +48,13 @@ class MemberModels(torch.nn.Module):  # type: ignore[misc, name-defined]
 
     def check(self) -> None:
         """Refuse models that do more in a step than a trace repeats."""
-        hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-        if any(map(len, _EVERYWHERE)):
+        if any(global_hooks()):
             raise NotStackableError("all modules of torch have hooks")
         modules = (owner for owner in self.owners() if isinstance(owner, torch.nn.Module))
         for part in modules:
-            if any(vars(part).get(name) for name in hooks):
+            if any(hooks_of(part)):
                 raise NotStackableError(f"a {type(part).__name__} has hooks")
-        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters()):
+        if any(map(has_weight_hooks, self.parameters())):
             raise NotStackableError("a weight has hooks")
 
     def losses_and_gradients(self, inputs: Sequence[Any], state: Mapping[str, Any]) -> OwnStep:

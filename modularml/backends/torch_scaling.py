@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from modularml._optional import require
+from modularml._private.sklearn import standardization
 from modularml._typing import Array
 
 torch = require("torch", purpose="to train torch models")
@@ -116,14 +117,14 @@ def _normalizer(s: Any) -> Transform:
 def _power(s: Any) -> Transform:
     column = _yeo_johnson if s.method == "yeo-johnson" else _box_cox
     columns = _by_column([column(float(power)) for power in s.lambdas_])
-    after = _affine(*_standard(s._scaler)) if s.standardize else _unchanged
+    after = _affine(*standardization(s)) if s.standardize else _unchanged
     return lambda x: after(columns(x))
 
 
 def _power_inverse(s: Any) -> Transform:
     column = _yeo_johnson_inverse if s.method == "yeo-johnson" else _box_cox_inverse
     columns = _by_column([column(float(power)) for power in s.lambdas_])
-    before = _affine_inverse(*_standard(s._scaler)) if s.standardize else _unchanged
+    before = _affine_inverse(*standardization(s)) if s.standardize else _unchanged
     return lambda x: columns(before(x))
 
 
@@ -215,8 +216,12 @@ def _numbers(categories: Sequence[Array]) -> list[Any]:
     return [_constant(values) for values in categories]
 
 
+def _has_infrequent(s: Any) -> bool:
+    return s.min_frequency is not None or s.max_categories is not None
+
+
 def _one_hot(s: Any) -> Transform:
-    if s.drop_idx_ is not None or s._infrequent_enabled:
+    if s.drop_idx_ is not None or _has_infrequent(s):
         raise NotExportableError("drop, min_frequency and max_categories are not supported")
     categories, unknown = _numbers(s.categories_), s.handle_unknown
     dtype = _tensor_dtype(s.dtype)
@@ -235,7 +240,7 @@ def _one_hot(s: Any) -> Transform:
 
 
 def _ordinal(s: Any) -> Transform:
-    if s._infrequent_enabled:
+    if _has_infrequent(s):
         raise NotExportableError("min_frequency and max_categories are not supported")
     unknown = torch.nan if s.handle_unknown == "error" else float(s.unknown_value)
     return _codes(_numbers(s.categories_), unknown)

@@ -6,12 +6,16 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from modularml._optional import require
+from modularml._private.torch import for_each, mark_stepped
 from modularml.backends.stacking import NotStackableError
 from modularml.backends.torch_kernels import StackedRun, direct_step, has_states, kernel_of_all
 
 torch = require("torch", purpose="to train torch models")
 
 __all__ = ["StackedOptimizer", "clip_members"]
+
+_multiply, _set_to_zero = for_each("mul_"), for_each("zero_")
+_with_products, _add_products = for_each("addcmul"), for_each("addcmul_")
 
 
 def clip_members(grads: Sequence[Any], norm: float | None, value: float | None) -> Any:
@@ -141,7 +145,7 @@ class StackedOptimizer:
             parts = own[index]
             run.move(parts if run.span == whole else [g[run.span] for g in parts])
         for place in live:
-            self._optimizers[place]._opt_called = True  # read by torch's schedulers
+            mark_stepped(self._optimizers[place])
 
     def _move_alone(self, grads: Mapping[str, Any], live: set[int]) -> None:
         for place in sorted(live):
@@ -203,13 +207,13 @@ class _Run:
             self._run.count()
             return
         if self._has_decay and self._is_decoupled:
-            torch._foreach_mul_(self._weights, self._keeps)
+            _multiply(self._weights, self._keeps)
         elif self._has_decay:
-            grads = torch._foreach_addcmul(grads, self._weights, self._decays)
-        torch._foreach_zero_(self._updates)
+            grads = _with_products(grads, self._weights, self._decays)
+        _set_to_zero(self._updates)
         self._kernel(self._run, grads)
         self._run.count()
-        torch._foreach_addcmul_(self._weights, self._updates, self._rates)
+        _add_products(self._weights, self._updates, self._rates)
 
 
 def _stacked_states(

@@ -13,6 +13,7 @@ from math import isfinite
 from typing import Any
 
 from modularml._optional import require
+from modularml._private.torch import for_each, multiply_by_one
 from modularml.backends.base import Compute, NotFiniteError
 from modularml.backends.options import GradientSquares, StepOptions
 from modularml.backends.torch_kernels import direct_step
@@ -22,6 +23,7 @@ torch = require("torch", purpose="to train torch models")
 
 __all__ = ["ExtendedStep", "clip", "scaler_of"]
 
+_norms, _divide = for_each("norm"), for_each("div_")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,13 +41,13 @@ def _norm(params: Sequence[Any]) -> Any:
     kinds = {(g.dtype, g.device, g.is_sparse) for g in grads}
     if len(kinds) != 1 or grads[0].is_sparse:
         return clip(params, None, None)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    return torch.linalg.vector_norm(torch.stack(_norms(grads)))
 
 
 def _dense(param: Any) -> Any:
     """Return a placeholder whose gradient shares the values of a sparse gradient."""
     param.grad = param.grad.coalesce()
-    values = param.grad._values()
+    values = param.grad.values()
     placeholder = torch.empty_like(values)
     placeholder.grad = values
     return placeholder
@@ -151,7 +153,7 @@ class ExtendedStep:
         weight = self.rows / self.first
         self._reset()
         if weight not in (0.0, 1.0):
-            torch._foreach_div_([p.grad for p in self.params if p.grad is not None], weight)
+            _divide([p.grad for p in self.params if p.grad is not None], weight)
         if self._clipped():
             for move in self.moves:
                 move()
@@ -193,11 +195,10 @@ def _are_finite(params: Sequence[Any]) -> bool:
             if grad.dtype is not torch.float32 or grad.is_sparse or not grad.is_cpu:
                 return False
             grads.append(grad)
-    check = getattr(torch, "_amp_foreach_non_finite_check_and_unscale_", None)
-    if check is None or not grads:
+    if multiply_by_one is None or not grads:
         return False
     found = torch.zeros(())
-    check(grads, found, _ONE)
+    multiply_by_one(grads, found, _ONE)
     return not found.item()
 
 
@@ -208,5 +209,5 @@ def _record(squares: GradientSquares, params: Sequence[Any]) -> None:
     own = [p for p in params if p.grad is not None]
     grads = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in own]
     if grads:
-        norms = torch.stack([n.double() for n in torch._foreach_norm(grads)])
+        norms = torch.stack([n.double() for n in _norms(grads)])
         squares.record(own, (norms**2).tolist())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from modularml._optional import require
+from modularml._private.torch import DispatchMode
 from modularml.backends.stacking import NotStackableError
 
 torch = require("torch", purpose="to train torch models")
@@ -30,8 +31,6 @@ class Dropouts(torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-de
             x, rate, training, _ = _dropout_arguments(*args, **(kwargs or {}))
             if training:
                 self.seen.append((tuple(x.shape), float(rate)))
-            with torch._C.DisableTorchFunction():
-                return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -133,13 +132,17 @@ def lifted(module: Any) -> tuple[Any, list[Any]]:
     return torch.fx.GraphModule({}, graph), tensors
 
 
-_MUTABLE = torch.ops.aten.relu_.default._schema
+def _may_change(operation: Any) -> bool:
+    """Return whether an operation may change a tensor in place, from its name in torch."""
+    _, dot, name = str(operation).partition(".")
+    name = name.partition(".")[0]
+    return not dot or name.endswith("_") or "batch_norm" in name
 
 
 def _is_one(node: Any) -> bool:
     """Return whether a tensor was filled with ones, and not changed in place."""
     aten = torch.ops.aten
-    while not any(getattr(user.target, "_schema", _MUTABLE).is_mutable for user in node.users):
+    while not any(_may_change(user.target) for user in node.users):
         if node.target is aten.ones_like.default:
             return True
         if node.target not in (aten.view.default, aten.expand.default):
@@ -148,7 +151,7 @@ def _is_one(node: Any) -> bool:
     return False
 
 
-class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[misc, name-defined]
+class _Recorder(DispatchMode):  # type: ignore[misc]
     """Records the operations on tensors within a block, below all transforms."""
 
     def __init__(self, inputs: Sequence[Any], most: int, how: str) -> None:
@@ -165,7 +168,7 @@ class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore
         outputs = func(*args, **(kwargs or {}))
         if "mkldnn_rnn_layer" in str(func):  # one call per member is slower than each alone
             raise NotStackableError(f"torch cannot {self._how} LSTM layers on the CPU")
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if str(func) == "aten._local_scalar_dense.default":
             raise NotStackableError("a model or loss reads a number from a tensor")
         own = self._twin(func, args, outputs)
         if own is not None:
@@ -212,7 +215,11 @@ class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore
         same = source.shape == output.shape and source.dtype == output.dtype
         if func is aten.permute.default and list(args[1]) == list(range(source.ndim)):
             return node
-        keeps = func in (aten.view.default, aten._unsafe_view.default, aten.expand.default)
+        keeps = str(func) in (
+            "aten.view.default",
+            "aten._unsafe_view.default",
+            "aten.expand.default",
+        )
         one = func is aten.mul.Scalar and args[1] == 1
         if func is aten.mul.Tensor and isinstance(args[1], torch.Tensor):
             one = _is_one(self._node(args[1])) and args[1].dtype == source.dtype

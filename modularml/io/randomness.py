@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from modularml._optional import loaded
+from modularml._optional import loaded, require
 from modularml._warning import warn
 
 __all__ = [
@@ -407,37 +407,17 @@ def _from_twister(state: dict[str, Any]) -> tuple[Any, ...]:
     return state["version"], tuple(np.asarray(state["words"]).tolist()), state["gauss"]
 
 
-_KERAS = ("global_random_seed", "global_seed_generator")
-
-
 def _tensorflow_state() -> dict[str, Any] | None:
-    """Return the random states of TensorFlow and Keras, which are not public."""
-    eager: Any = loaded("tensorflow.python.eager.context")
-    held: Any = loaded("keras.src.backend.common.global_state")
-    if eager is None or held is None:
+    """Return the random states of TensorFlow and Keras, if both are imported."""
+    if loaded("tensorflow") is None or loaded("keras") is None:
         return None
-    context, (seed, drawn) = eager.context(), map(held.get_global_attribute, _KERAS)
-    return {
-        "seed": context._seed,
-        "rng": None if context._seed is None else _twister(context._rng.getstate()),
-        "keras_seed": seed,
-        "keras": None if drawn is None else drawn.state.numpy(),
-    }
+    state: dict[str, Any] | None = require("modularml._private.keras").random_state()
+    if state is not None and state["rng"] is not None:
+        state["rng"] = _twister(state["rng"])
+    return state
 
 
 def _set_tensorflow_state(state: dict[str, Any]) -> None:
-    if _tensorflow_state() is None:
-        return
-    context: Any = loaded("tensorflow.python.eager.context").context()  # type: ignore[union-attr]
-    rng = None if state["rng"] is None else _from_twister(state["rng"])
-    if context._seed != state["seed"] or (rng is not None and context._rng.getstate() != rng):
-        context._set_global_seed(state["seed"])
-        if rng is not None:
-            context._rng.setstate(rng)
-    drawn = None
-    if state["keras"] is not None:
-        drawn = loaded("keras").random.SeedGenerator(0)  # type: ignore[union-attr]
-        drawn.state.assign(state["keras"])
-    held: Any = loaded("keras.src.backend.common.global_state")
-    for name, value in zip(_KERAS, (state["keras_seed"], drawn), strict=True):
-        held.set_global_attribute(name, value)
+    if loaded("tensorflow") is not None and loaded("keras") is not None:
+        rng = None if state["rng"] is None else _from_twister(state["rng"])
+        require("modularml._private.keras").set_random_state({**state, "rng": rng})

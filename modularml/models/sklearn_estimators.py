@@ -27,13 +27,13 @@ from sklearn.ensemble import (
 )
 from sklearn.feature_selection import RFE, RFECV, SelectFromModel
 from sklearn.model_selection import (
+    GridSearchCV,
     GroupKFold,
     GroupShuffleSplit,
     LeaveOneGroupOut,
     LeavePGroupsOut,
     StratifiedGroupKFold,
 )
-from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 
@@ -60,6 +60,9 @@ __all__ = [
     "selects_by_name",
     "splits_by_group",
 ]
+
+BaseSearchCV = GridSearchCV.__base__
+"""Searches over arguments of an estimator."""
 
 
 class FittedEstimator(Configurable):

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from modularml._optional import has, require
+from modularml._private.sklearn import scorer_parts
 from modularml._typing import Array
 from modularml.backends import adapter_for
 from modularml.errors import ConfigError, ModularMLError, UnknownNameError, expect
@@ -241,19 +242,16 @@ def _score_of(scorer: Any, meaning: Meaning, options: Mapping[str, Any] | None =
     A score of probabilities gets the labels of all output columns, as the rows may contain fewer
     classes.
     """
-    function, kwargs = scorer._score_func, dict(scorer._kwargs)
-    takes = inspect.signature(function).parameters
-    of_classes = function.__name__ == "log_loss" or "y_pred" not in list(takes)[:2]
+    function, kwargs, made = scorer_parts(scorer) or (None, {}, {})
+    takes = inspect.signature(function).parameters if function is not None else {}
+    of_classes = getattr(function, "__name__", "") == "log_loss" or "y_pred" not in list(takes)[:2]
     by_class = of_classes and "labels" in takes and "labels" not in (options or {})
 
     def score(true: Array, out: Array) -> float:
         fixed, final_scorer = _FixedOutputs(true, out, meaning), scorer
         if by_class and fixed.meaning != "values":
-            method = scorer._response_method
-            signed = {"greater_is_better": scorer._sign > 0, "response_method": method}
-            options_with_labels = {**kwargs, "labels": fixed.classes_}
             final_scorer = require("sklearn.metrics").make_scorer(
-                function, **signed, **options_with_labels
+                function, **made, **{**kwargs, "labels": fixed.classes_}
             )
         return float(final_scorer(fixed, out, _flat(true)))
 

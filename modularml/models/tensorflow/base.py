@@ -12,11 +12,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from modularml._private.keras import all_layers, mask_of, own_weights, with_mask
 from modularml._registry import Registry
 from modularml._typing import Array, Shape
 from modularml.backends.input_shapes import InputShape, arranged, shapes_of
 from modularml.backends.tensorflow import adapter
-from modularml.backends.tensorflow_models import call, check_layers, keras_mask, with_mask
+from modularml.backends.tensorflow_models import call, check_layers
 from modularml.errors import ConfigError
 from modularml.io.randomness import unchanged_randomness
 from modularml.models.base import check_weights
@@ -66,7 +67,7 @@ class TensorflowBaseModel(LayeredModel, ABC):
         out = self._picked(call(self.inner, x, training=training, **kwargs))
         if self.output_dtype is None or out.dtype == self.output_dtype:
             return out
-        return with_mask(tf.cast(out, self.output_dtype), keras_mask(out))
+        return with_mask(tf.cast(out, self.output_dtype), mask_of(out))
 
     def variables(self) -> dict[str, Any]:
         """Return weights by stable names, including those that are not trainable."""
@@ -219,8 +220,7 @@ def _seeds(model: Any) -> list[Any]:
 
 def by_name(model: Any) -> dict[str, Any]:
     """Return the weights of a Keras model by layer name, numbered within the model."""
-    layers = list(model._flatten_layers())
-    owner = {id(v): layer.name for layer in layers for v in _own(layer)}
+    owner = {id(v): layer.name for layer in all_layers(model) for v in own_weights(layer)}
     named: dict[str, Any] = {}
     layers_by_stem: dict[str, dict[str, int]] = {}
     for v in model.weights:
@@ -232,10 +232,6 @@ def by_name(model: Any) -> dict[str, Any]:
         twins = sum(other.split("#")[0] == name for other in named)
         named[f"{name}#{twins}" if twins else name] = v
     return named
-
-
-def _own(layer: Any) -> list[Any]:
-    return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def _seed_all(seed: int) -> None:

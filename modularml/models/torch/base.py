@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from modularml._private.torch import RESETS
 from modularml._registry import Registry
 from modularml._typing import Array, Shape
 from modularml.backends.input_shapes import InputShape
@@ -124,9 +125,11 @@ class SequentialModel(TorchBaseModel, ABC):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``(n, *output_shape)`` for ``(n, *input_shape)``."""
-        if "layers" not in self._modules:
-            raise self._no_layers()
-        out: torch.Tensor = self.layers(x)
+        try:
+            layers = self.layers
+        except AttributeError:
+            raise self._no_layers() from None
+        out: torch.Tensor = layers(x)
         return out
 
     forward.calls_its_layers = True  # type: ignore[attr-defined]
@@ -146,7 +149,7 @@ def activation_layer(name: str) -> torch.nn.Module:
 
 def _reset_of(name: str, module: torch.nn.Module) -> Callable[[], Any]:
     """Return the method that reinitializes a layer, without its sublayers."""
-    for method in ("reset_parameters", "_reset_parameters"):
+    for method in RESETS:
         reset: Callable[[], Any] | None = getattr(module, method, None)
         if callable(reset):
             return reset

@@ -75,7 +75,7 @@ class GaussianHead(GaussianHeadArguments, TorchBaseModel):  # noqa: D101 - that 
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return means and variances, shape ``(n, 2 * n_targets)``."""
-        if "linear" not in self._modules:
+        if not hasattr(self, "linear"):
             raise self._no_layers()
         mean, raw = self.linear(x.flatten(1)).chunk(2, dim=1)
         return torch.cat([mean, torch.nn.functional.softplus(raw) + self.min_variance], dim=1)
@@ -118,7 +118,7 @@ class TabularMLP(TabularArguments, TorchBaseModel):  # noqa: D101 - that of its 
 
     def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
         """Return ``(n, *output_shape)`` for one tensor per input, ``(n, *input_shape)``."""
-        if "layers" not in self._modules:
+        if not hasattr(self, "layers"):
             raise self._no_layers()
         values = [named[name] for name in self._names] if self._names else list(inputs)
         flat = [value.flatten(1) for value in values]
@@ -191,7 +191,7 @@ class SequenceModel(SequenceArguments, TorchBaseModel, ABC):
 
         `mask`, bool, shape ``(n, time)``, tells which steps are real; by default all are.
         """
-        if "head" not in self._modules:
+        if not hasattr(self, "head"):
             raise self._no_layers()
         steps = x.transpose(1, 2) if x.ndim == 3 else x[:, 0]
         if mask is not None:

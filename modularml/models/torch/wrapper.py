@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from modularml._optional import loaded
+from modularml._private.torch import layers_of
 from modularml._typing import Shape
 from modularml.backends.input_shapes import InputShape, is_several
 from modularml.backends.layouts import matching
@@ -92,7 +93,7 @@ def on_meta_device(recipe: Any) -> torch.nn.Module:
 def _described(module: Any) -> dict[str, Any]:
     name = type(module).__name__
     if type(module) is torch.nn.Sequential:
-        layers = [[key, _described(layer)] for key, layer in module._modules.items()]
+        layers = [[key, _described(layer)] for key, layer in layers_of(module).items()]
         return {"class_name": name, "layers": layers}
     if name not in _LISTED or type(module) is not getattr(torch.nn, name):
         raise ConfigError(f"its layer of class {name} is not supported in a file")

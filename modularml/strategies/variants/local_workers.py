@@ -21,6 +21,7 @@ from joblib import cpu_count
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
 from joblib.externals.loky.backend import get_context
 
+from modularml._private.joblib import allow_memory, ask_ids, process_ids
 from modularml.errors import ConfigError, ExecutionError
 from modularml.strategies.variants import worker as in_worker
 from modularml.strategies.variants.variant import Variant
@@ -75,7 +76,7 @@ class LocalWorkers:
             wait(running)
 
     def _send(self, number: int) -> None:
-        for pid in [pid for worker in list(self._busy) for pid in list(worker._processes)]:
+        for pid in [pid for worker in list(self._busy) for pid in process_ids(worker)]:
             with suppress(OSError):  # it has ended
                 os.kill(pid, number)
 
@@ -133,7 +134,9 @@ class LocalWorkers:
         caps = dict.fromkeys(names, str(self.threads))
         startup = {"initializer": _follow_parent, "initargs": (os.getpid(),)}
         context = get_context("loky")
-        return ProcessPoolExecutor(1, timeout=300, context=context, env=caps, **startup)
+        worker = ProcessPoolExecutor(1, timeout=300, context=context, env=caps, **startup)
+        ask_ids(worker)
+        return worker
 
 
 def threads_of_each(n_jobs: int) -> int:
@@ -189,5 +192,5 @@ def _start(search_path: list[str], working_directory: Path, job: Job) -> str:
     path = Path(job.key)
     _folder.append(path.parent)
     tempfile.tempdir = str(_folder[0])  # temporary files go with the parent's
-    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize  # rows of a job are not a leak
+    allow_memory()  # rows of a job are not a leak
     return in_worker.read(job, path)
