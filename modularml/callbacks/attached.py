@@ -60,7 +60,7 @@ class Attached(Callback, Listeners):
     def on_phase_start(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
         """Start with a new state."""
         self.state = {
-            "batches": range(phase.position.loader.epoch(0)[0]),
+            "batches": range(phase.position.feed.n_batches(0)),
             "max_epoch": phase.n_epochs,
             "n_iters": 0,
             "running": True,

@@ -121,7 +121,7 @@ class MaxTime(Callback):
         self._stopped = state["stopped"]
 
     def _is_over(self, phase: Any) -> bool:
-        processes = phase.position.loader.processes
+        processes = phase.position.feed.processes
         elapsed = [self.elapsed] if processes is None else processes.gather(self.elapsed)
         return max(elapsed) >= self.seconds
 

@@ -74,7 +74,7 @@ class _WeightAverage(Callback):
             If a model has batch normalization whose statistics cannot be estimated anew.
         """
         self._reset()
-        graph, feed = phase.graph(), phase.position.loader
+        graph, feed = phase.graph(), phase.position.feed
         for node in _trained_nodes(graph, phase):
             adapter = adapter_for(node.backend)
             if not adapter.running_statistics(node.model.module):
@@ -309,7 +309,7 @@ def _statistics(nodes: list[ModelNode]) -> Named:
 
 def _estimate(phase: Any, epoch: int, nodes: list[ModelNode]) -> None:
     """Estimate the statistics of batch normalization, on the batches of an epoch."""
-    feed, adapter = phase.position.loader, adapter_for(nodes[0].backend)
+    feed, adapter = phase.position.feed, adapter_for(nodes[0].backend)
     models = [node.model.module for node in nodes]
     with unchanged_randomness(), feed.plan.modes(), adapter.estimating(models):
         feed.run(epoch, feed.plan.eval_step())

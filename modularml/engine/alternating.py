@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from modularml._typing import Shape
 from modularml.backends.base import NotFiniteError
 from modularml.data.lineage import Source
 from modularml.errors import ConfigError
 from modularml.graph.lineage import source_columns_of
+from modularml.graph.model_graph import ModelGraph
 from modularml.graph.plan import StepPlan
 from modularml.training import AppliedLoss
 
@@ -30,8 +30,7 @@ class AlternatingBatches:
     losses : sequence of AppliedLoss
     groups : mapping of Source to int
         Index of the sampler that draws the rows of each source.
-    shape_of : callable
-        Maps a node's id to the shape of its output.
+    graph : ModelGraph
 
     Raises
     ------
@@ -45,9 +44,9 @@ class AlternatingBatches:
         make_plan: Callable[..., Any],
         losses: Sequence[AppliedLoss],
         groups: Mapping[Source, int],
-        shape_of: Callable[[str], Shape],
+        graph: ModelGraph,
     ) -> None:
-        self.layout, self._shape_of = full_plan.layout, shape_of
+        self.layout, self._graph = full_plan.layout, graph
         nodes_of_group: list[list[str]] = [[] for _ in set(groups.values())]
         for node_id in self.layout.labels:
             groups_read = {
@@ -103,4 +102,5 @@ class AlternatingBatches:
 
     def _zeros(self, position: int, n: int) -> Any:
         node_id, _ = self.layout.outputs[position]
-        return self.layout.adapters[position].zeros((n, *self._shape_of(node_id)), None)
+        shape = self._graph.get_node(node_id).output_shape or ()
+        return self.layout.adapters[position].zeros((n, *shape), None)

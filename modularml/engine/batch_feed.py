@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array, IntArray
-from modularml._warning import warn
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.fingerprint import Identity
 from modularml.backends.stacking import NotStackableError, StackMember
@@ -23,17 +21,16 @@ from modularml.data.rows import as_slice
 from modularml.engine.alternating import AlternatingBatches
 from modularml.engine.batch_schedule import BatchSchedulingPolicy, limited, schedule, share
 from modularml.engine.binding import Bound, roles_of
-from modularml.errors import ConfigError, DataError, LossError
+from modularml.errors import ConfigError, DataError
 from modularml.graph.inputs import CHUNK_BYTES, column_tensor, frozen_outputs, pieces
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.sample_weights import mean_one
-from modularml.io.randomness import unchanged_randomness
 from modularml.samplers import EpochBatches
-from modularml.training import AppliedLoss, Loss
+from modularml.training import AppliedLoss
 
-__all__ = ["BatchFeed"]
+__all__ = ["BatchFeed", "check_over_batch"]
 
 
 class BatchFeed:
@@ -89,8 +86,8 @@ class BatchFeed:
         chunk: int | None = None,
         limit: float | None = None,
     ) -> None:
-        self.check_over_batch(phase, losses, options, processes)
-        self.phase, self.policy = phase, policy
+        check_over_batch(phase, losses, options, processes)
+        self.phase, self.policy, self.graph, self.losses = phase, policy, graph, losses
         self.limit, self.share_run = limit, 1.0
         self.pin_memory, self.processes = pin_memory, processes
         self.bound = {b.source: b for b in bound}
@@ -99,31 +96,27 @@ class BatchFeed:
             next(b for b in ready if b.group == g) for g in range(1 + max(b.group for b in bound))
         ]
         self._counts_rows = processes is not None or options.accumulate > 1
-        self._in_turn = self.alternates = policy.alternates and len(self.groups) > 1
-        if self._in_turn and self._counts_rows:
+        self.alternates = policy.alternates and len(self.groups) > 1
+        if self.alternates and self._counts_rows:
             raise ConfigError(
                 f"phase {phase!r}: samplers that alternate need accumulate=1 and no data_parallel; "
                 "use batch_schedule='zip_strict' or 'zip_cycle'"
             )
-        once = training and not self._in_turn and not live
+        once = training and not self.alternates and not live
         kinds = list(dict.fromkeys((b.group, b.stream) for b in bound))
         read_as = {b.source: kinds.index((b.group, b.stream)) for b in bound}
         together = read_as if once else None
         weighted = {
-            b.source: read_as[b.source] for b in bound if self._in_turn or b.sampler.gives_weights
+            b.source: read_as[b.source] for b in bound if self.alternates or b.sampler.gives_weights
         }
-        self._losses, self._graph_plan = (
-            losses,
-            partial(
-                graph.plan,
-                training=training,
-                roles=roles_of(bound),
-                weighted=weighted,
-                options=options,
-                chunk=chunk,
-            ),
+        self._graph_plan = partial(
+            graph.plan,
+            training=training,
+            roles=roles_of(bound),
+            weighted=weighted,
+            options=options,
+            chunk=chunk,
         )
-        self._shape_of = lambda node_id: graph.get_node(node_id).output_shape or ()
         self._plan = partial(self._graph_plan, losses, active_nodes=active_nodes, fits=fits)
         self._plan_with_static = partial(self._plan, together=together)
         self._tables = list[Any]()
@@ -133,100 +126,10 @@ class BatchFeed:
         self.reuses_memory = self.keeps_epochs = False
         self.chunk_bytes = CHUNK_BYTES
         self.watch: Callable[[Sequence[Bound]], Iterable[Bound]] = iter
-        self._current = self.first = 0
         self._running: Any = None
         self._runs: dict[int, tuple[IntArray, IntArray | slice]] = {}
         self._buffers: dict[InputSlot, list[Any]] = {}
         self.refresh()
-
-    @staticmethod
-    def check_over_batch(
-        phase: str, losses: Sequence[AppliedLoss], options: StepOptions, processes: Any
-    ) -> None:
-        """Refuse to split the batch of a loss that is computed over the whole batch."""
-        batch_losses = [a.label for a in losses if a.loss.over == "batch"]
-        if batch_losses and (options.accumulate > 1 or processes is not None):
-            raise ConfigError(
-                f"phase {phase!r}: losses {batch_losses} are computed over the batch, and "
-                "gradients of several batches do not add up to that of one; leave accumulate=1 "
-                "and data_parallel=False, and use a larger batch_size"
-            )
-
-    def check_means(self, ctx: ExecutionContext, several: bool = True) -> bool:
-        """Warn of losses averaged over batches that are not means over samples.
-
-        A mean over the samples of a batch equals the mean of the means of its two halves. Return
-        whether this batch could be checked; a batch of one sample cannot. Unless an epoch has
-        `several` batches, it warns only of losses that compare each output with the targets of all
-        samples.
-        """
-        losses = {a.label: a.loss for a in self._losses}
-        unknown = {
-            label: loss
-            for label, loss in losses.items()
-            if loss.over is None and not (loss.is_known_mean or loss.was_tried)
-        }
-        n = ctx.n_samples
-        if not unknown or self._in_turn or self.groups[0].sampler.gives_weights:
-            return True
-        if n < 2:
-            return False
-        self._check_pairs(ctx, unknown)
-        if not several:
-            return True
-        parts = slice(0, n), slice(0, n // 2), slice(n // 2, n)
-        with unchanged_randomness():
-            losses_of_parts = [self._losses_of(ctx, part) for part in parts]
-        for position, (label, _) in enumerate(self.layout.losses):
-            if label not in unknown or self.layout.weight_sources[position] is not None:
-                continue
-            unknown[label].was_tried = True
-            whole, *halves = [values[position] for values in losses_of_parts]
-            mean = sum(h * (p.stop - p.start) for h, p in zip(halves, parts[1:], strict=True)) / n
-            if math.isclose(whole, mean, rel_tol=1e-3, abs_tol=1e-6) or unknown[label].pairs_warned:
-                continue
-            warn(
-                f"phase {self.phase!r}: loss {label!r} is averaged over batches but is not a mean "
-                f"over samples: {whole:.4g} for a batch of {n}, {mean:.4g} for the mean of its "
-                "halves; its value depends on the batch size. Declare it: Loss(..., "
-                "over='batch', weight_by=...), or over='sample' if it is a mean over samples"
-            )
-        return True
-
-    def _check_pairs(self, ctx: ExecutionContext, losses: Mapping[str, Loss]) -> None:
-        """Warn of losses that do not depend on the pairing of outputs and targets."""
-        try:
-            with unchanged_randomness():
-                positions = self.plan.pairs_ignored(ctx.tensors or (), ctx.outs)
-        except Exception:  # noqa: BLE001 - a user-defined loss may not accept targets as outputs
-            return
-        for position in positions:
-            label = self.layout.losses[position][0]
-            if label in losses and not losses[label].pairs_warned:
-                losses[label].pairs_warned = True
-                warn(
-                    f"phase {self.phase!r}: loss {label!r} has the same value however targets are "
-                    "assigned to outputs. Shapes (n,) and (n, 1) broadcast to a value for each "
-                    "combination: make the shapes equal in the loss, or declare a loss that does "
-                    "not compare pairs: Loss(..., over='batch')"
-                )
-
-    def _losses_of(self, ctx: ExecutionContext, part: slice) -> list[float]:
-        """Return the losses of a part of a batch; NaN if they cannot be computed.
-
-        Raises
-        ------
-        LossError
-            If the part is the whole batch and a loss returns a wrong number of values.
-        """
-        try:
-            return self.plan.losses_of_part(ctx.tensors or (), ctx.outs, part)
-        except LossError:
-            if part == slice(0, ctx.n_samples):
-                raise
-            return [math.nan] * len(self.layout.losses)
-        except Exception:  # noqa: BLE001 - a user-defined loss may need more rows than these
-            return [math.nan] * len(self.layout.losses)
 
     @property
     def is_current(self) -> bool:
@@ -245,10 +148,10 @@ class BatchFeed:
             return
         self._made_from, self.plan, self.step = made_from, plan, step
         self._tables = [(b, b.view.collection) for b in self.bound.values()]
-        if self._in_turn:
+        if self.alternates:
             groups = {source: b.group for source, b in self.bound.items()}
             alternating = AlternatingBatches(
-                plan, self._graph_plan, self._losses, groups, self._shape_of
+                plan, self._graph_plan, self.losses, groups, self.graph
             )
             self.step = alternating.step
             self._parts = [(p, [self._column(s) for s in p.slots]) for p in alternating.plans]
@@ -272,25 +175,48 @@ class BatchFeed:
         NotStackableError
             If it cannot be trained so.
         """
-        if self._in_turn or self.processes is not None:
+        if self.alternates or self.processes is not None:
             raise NotStackableError("samplers alternate, or several processes train the graph")
         return self.plan.stack_member(options)
 
-    def epoch(self, epoch: int) -> tuple[int, Iterator[ExecutionContext]]:
-        """Return the number of batches of an epoch, and its steps."""
+    def prepare(
+        self,
+        *,
+        reuses_memory: bool,
+        keeps_epochs: bool,
+        watch: Callable[[Sequence[Bound]], Iterable[Bound]],
+    ) -> None:
+        """Set how the batches of a run are read.
+
+        Parameters
+        ----------
+        reuses_memory : bool
+            Whether the memory of a batch is overwritten by later ones.
+        keeps_epochs : bool
+            Whether outputs of all batches of an epoch, which may be views of them, are held.
+        watch : callable
+            Iterates over samplers while they draw, for example under a progress bar.
+        """
+        self.reuses_memory, self.keeps_epochs, self.watch = reuses_memory, keeps_epochs, watch
+
+    def n_batches(self, epoch: int) -> int:
+        """Return the number of batches of an epoch."""
+        return self._batches(epoch)[0].n_batches
+
+    def epoch(self, epoch: int, first: int = 0) -> tuple[int, Iterator[ExecutionContext]]:
+        """Return the number of batches of an epoch, and its steps, from batch `first` on."""
         batches = self._batches(epoch)
-        self._current = epoch
-        return batches[0].n_batches, self._steps(epoch, batches)
+        n_batches, steps = batches[0].n_batches, self._contexts(epoch, batches)
+        if hasattr(self.step, "closing"):  # it accumulates, and must know the last batch
+            counts = self._counts.get(epoch) or [None] * n_batches
+            steps = _with_counts(self.step, counts, steps)
+        self._running = steps
+        return n_batches, islice(steps, first, None) if first else steps
 
     def run(self, epoch: int, step: Callable[[Any], Any]) -> None:
         """Call a function of the tensors of each batch of an epoch."""
         for tensors in self._tensors(0, self._batches(epoch)):
             step(tensors)
-
-    def __iter__(self) -> Iterator[ExecutionContext]:
-        """Return the steps of the last requested epoch, from batch `first` on."""
-        self._running = steps = self._steps(self._current, self._batches(self._current))
-        return islice(steps, self.first, None) if self.first else steps
 
     def sizes(self, epoch: int, node_id: str) -> list[int]:
         """Return the number of rows of a node in each batch of an epoch."""
@@ -361,18 +287,12 @@ class BatchFeed:
             return batches, [(total, total) for total in row_totals.tolist()]
         return share(batches, row_totals, self.processes)
 
-    def _steps(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
-        steps = self._contexts(epoch, batches)
-        accumulates = hasattr(self.step, "closing")  # it must know the last batch
-        counts = self._counts.get(epoch) or [None] * batches[0].n_batches
-        return _with_counts(self.step, counts, steps) if accumulates else steps
-
     def _contexts(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         rows = _Rows(self, epoch)
         layout, phase = self.layout, self.phase
         bundle = self.plan, self.step, self._version
         batch_tensors = (
-            self._alternating_tensors(batches) if self._in_turn else self._tensors(0, batches)
+            self._alternating_tensors(batches) if self.alternates else self._tensors(0, batches)
         )
         for i, tensors in enumerate(batch_tensors):
             ctx = ExecutionContext(phase, epoch, i)
@@ -510,7 +430,7 @@ class BatchFeed:
         self._parts, self._buffers, self._made_from = [], {}, None
         self._epochs.clear()
         self._runs.clear()
-        del self.plan, self.step, self._plan, self._plan_with_static, self._graph_plan
+        del self.plan, self.step, self._plan, self._plan_with_static, self._graph_plan, self.graph
 
 
 _ROW_ATTRIBUTES = (
@@ -523,9 +443,7 @@ _ROW_ATTRIBUTES = (
     "groups",
     "layout",
     "_counts_rows",
-    "_in_turn",
-    "_current",
-    "first",
+    "alternates",
 )
 """Attributes that determine which rows were in which batch."""
 
@@ -595,4 +513,17 @@ class _Rows:
     def _batches_of(self, source: Source) -> tuple[Bound, EpochBatches]:
         return self.feed.bound[source], self.feed._batches_of(
             source, self.feed._batches(self.epoch)
+        )
+
+
+def check_over_batch(
+    phase: str, losses: Sequence[AppliedLoss], options: StepOptions, processes: Any
+) -> None:
+    """Refuse to split the batch of a loss that is computed over the whole batch."""
+    batch_losses = [a.label for a in losses if a.loss.over == "batch"]
+    if batch_losses and (options.accumulate > 1 or processes is not None):
+        raise ConfigError(
+            f"phase {phase!r}: losses {batch_losses} are computed over the batch, and "
+            "gradients of several batches do not add up to that of one; leave accumulate=1 "
+            "and data_parallel=False, and use a larger batch_size"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 from modularml._registry import Registry
@@ -20,10 +20,11 @@ __all__ = [
     "ArtifactResult",
     "Callback",
     "CallbackResult",
-    "Dispatcher",
     "ExperimentCallback",
+    "Hooks",
     "MetricResult",
     "PayloadResult",
+    "PhaseHooks",
     "callback_registry",
 ]
 
@@ -205,7 +206,7 @@ class ExperimentCallback(_CallbackBase):
         """Run when the experiment stops with an error, which is raised afterwards."""
 
 
-class Dispatcher:
+class Hooks:
     """Calls the hooks that callbacks override, in order; others cost nothing.
 
     Parameters
@@ -214,75 +215,122 @@ class Dispatcher:
     base : type
         Base class, whose hooks do nothing.
     hooks : sequence of str
+
+    Attributes
+    ----------
+    methods : dict of str to list of (callback, callable)
+        The callbacks that override each hook, with their methods.
     """
 
     def __init__(
         self, callbacks: Sequence[_CallbackBase], base: type, hooks: Sequence[str]
     ) -> None:
-        ordered = sorted(callbacks, key=lambda c: c.execution_order)
-        self._hooks: dict[str, list[tuple[_CallbackBase, Callable[..., Any]]]]
-        self._hooks = {hook: [] for hook in hooks}
-        for callback in ordered:
+        self.methods: dict[str, list[tuple[Any, Callable[..., Any]]]] = {h: [] for h in hooks}
+        for callback in sorted(callbacks, key=lambda c: c.execution_order):
             for hook in hooks:
-                if _overrides(callback, base, hook):
-                    self._hooks[hook].append((callback, getattr(callback, hook)))
+                method = getattr(type(callback), hook, None)
+                if method is not getattr(base, hook) or hook in vars(callback):
+                    self.methods[hook].append((callback, getattr(callback, hook)))
 
-    def handles(self, hook: str) -> bool:
-        """Return whether any callback overrides a hook."""
-        return bool(self._hooks[hook])
+    def __call__(self, hook: str, **facts: Any) -> None:
+        """Call the callbacks that override a hook."""
+        for _, method in self.methods[hook]:
+            method(**facts)
 
-    def callbacks(self, hook: str) -> list[_CallbackBase]:
-        """Return the callbacks that override a hook."""
-        return [callback for callback, _ in self._hooks[hook]]
+    def report(self, error: BaseException, **facts: Any) -> Iterator[tuple[Any, Any]]:
+        """Call the hooks for an error; yield each callback with the value it returned.
 
-    def notify(self, hook: str, **facts: Any) -> Iterator[tuple[_CallbackBase, Any]]:
-        """Call a hook, and yield each callback with the value it returned.
-
-        Each value is yielded before the next callback is called, so that early stopping sees the
-        metric that an evaluation has just logged.
+        Errors that the hooks raise are added to it as notes.
         """
-        for callback, method in self._hooks[hook]:
-            returned = method(**facts)
-            if returned is not None:
-                yield callback, returned
-
-    def report(self, error: BaseException, **facts: Any) -> Iterator[tuple[_CallbackBase, Any]]:
-        """Call the hooks for an error; errors they raise are added to it as notes."""
-        for callback, method in self._hooks["on_exception"]:
+        for callback, method in self.methods["on_exception"]:
             try:
                 returned = method(**facts, exception=error)
             except BaseException as second:  # noqa: BLE001 - the first error is the one that counts
                 error.add_note(f"on_exception failed in turn: {second!r}")
                 continue
-            if returned is not None:
-                yield callback, returned
+            yield callback, returned
 
 
-def as_results(
-    returned: Any, callback: _CallbackBase, edge: str, facts: Mapping[str, Any]
-) -> list[CallbackResult]:
-    """Turn the value a hook returned into results with label, epoch and batch."""
-    ctx = facts.get("exec_ctx")
-    values = (
-        returned
-        if isinstance(returned, list) and all(isinstance(s, CallbackResult) for s in returned)
-        else [returned]
-    )
-    results = []
-    for value in values:
-        result = value if isinstance(value, CallbackResult) else PayloadResult(payload=value)
-        result.label = result.label or callback.label
-        result.edge = edge
-        if ctx is not None:
-            result.epoch = ctx.epoch_idx
-            result.batch = ctx.batch_idx if edge.startswith("batch") else None
-        results.append(result)
-    return results
+class PhaseHooks(Hooks):
+    """Calls the callbacks of a phase and records what they return.
 
+    Parameters
+    ----------
+    phase : ExperimentPhase
+    experiment : Experiment
+    results : PhaseResults
+    extra_callbacks : sequence of Callback
+        Callbacks besides the phase's own.
+    fired : collection of str
+        Hooks that were fired before the phase was stopped; each is skipped once.
 
-def _overrides(callback: Any, base: type, hook: str) -> bool:
-    method = getattr(type(callback), hook, None)
-    return method is not getattr(base, hook) or hook in vars(callback)
+    Attributes
+    ----------
+    called : bool
+        Whether any callback has been called.
+    of_batches : list of Callback
+        Those with hooks of batches.
+    """
+
+    def __init__(
+        self,
+        phase: Any,
+        experiment: Any,
+        results: PhaseResults,
+        extra_callbacks: Sequence[Callback] = (),
+        fired: Collection[str] = (),
+    ) -> None:
+        callbacks = [*phase.all_callbacks(), *extra_callbacks]
+        if experiment.is_preview:
+            callbacks = [c for c in callbacks if not c.writes_files]
+        super().__init__(callbacks, Callback, PHASE_HOOKS)
+        self.facts = {"experiment": experiment, "phase": phase, "results": results}
+        self.results, self.fired, self.called = results, set(fired), False
+        of_batches = self.methods["on_batch_start"] + self.methods["on_batch_end"]
+        self.of_batches: list[Callback] = [callback for callback, _ in of_batches]
+
+    def __call__(self, hook: str, epoch: int = 0, **facts: Any) -> None:
+        """Call the callbacks that override a hook, unless it was fired before.
+
+        What one returns is recorded before the next is called, so that early stopping sees the
+        metric that an evaluation has just logged.
+        """
+        if hook in self.fired:
+            self.fired.remove(hook)
+            return
+        for callback, method in self.methods[hook]:
+            self.called = True
+            self._record(callback, method(**self.facts, **facts), hook, epoch, facts)
+
+    def readers_of_batches(self) -> list[Callback]:
+        """Return the callbacks that each batch must wait for."""
+        return [callback for callback in self.of_batches if callback.reads_batches]
+
+    def record_error(self, error: BaseException) -> None:
+        """Call the hooks for an error, and record what they return."""
+        for callback, returned in self.report(error, **self.facts):
+            self._record(callback, returned, "on_exception", 0, {})
+
+    def _record(
+        self, callback: Callback, returned: Any, hook: str, epoch: int, facts: Mapping[str, Any]
+    ) -> None:
+        """Record the value a hook returned as results with label, epoch and batch."""
+        if returned is None:
+            return
+        ctx, edge = facts.get("exec_ctx"), hook.removeprefix("on_")
+        is_results = isinstance(returned, list) and all(
+            isinstance(value, CallbackResult) for value in returned
+        )
+        results = []
+        for value in returned if is_results else [returned]:
+            result = value if isinstance(value, CallbackResult) else PayloadResult(payload=value)
+            result.label = result.label or callback.label
+            result.edge = edge
+            if ctx is not None:
+                result.epoch = ctx.epoch_idx
+                result.batch = ctx.batch_idx if edge.startswith("batch") else None
+            results.append(result)
+        self.results._add_callback_results(results, epoch)
 
 
 callback_registry: Registry[type] = Registry("callback")

@@ -10,7 +10,7 @@ from typing import Any
 from modularml.engine.callback import Callback, ExperimentCallback
 from modularml.engine.checkpointing import Checkpointing
 from modularml.engine.monitoring import direction
-from modularml.engine.run_state import Start, phase_state
+from modularml.engine.run_state import phase_state
 from modularml.errors import ConfigError
 from modularml.io.names import check_label, folder_at, inside
 
@@ -85,7 +85,7 @@ class CheckpointCallback(Callback):
         folder = checkpoint_folder(checkpointing, experiment._checkpoint_dir, phase.label)
         path = inside(folder, f"{check_label(self._name(hook, phase, ctx))}{_SUFFIX}")
         meta = {"phase": phase.label, "hook": hook, "key": key}
-        start = Start.after(hook, phase)
+        start = phase.position.record(hook)
         best_epochs = [c.best_epoch for c in phase.callbacks if hasattr(c, "best_epoch")]
         checkpointing.record_disk(
             key,

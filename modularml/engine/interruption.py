@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from modularml.engine.callback import Callback
-from modularml.engine.run_state import Start
 
 __all__ = [
     "Interruption",
@@ -119,7 +118,7 @@ class Interruption(Callback):
         if phase.is_main:
             meta = {"phase": phase.label, "hook": hook}
             experiment._save_run_checkpoint(
-                self.path, True, meta, Start.after(hook, phase), alone=True
+                self.path, True, meta, phase.position.record(hook), alone=True
             )
             logging.getLogger(__name__).warning(
                 "note: phase %r was stopped by %s; run(resume='auto') resumes from %s",

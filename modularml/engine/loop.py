@@ -7,28 +7,20 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
-import numpy as np
-
-from modularml._typing import Array
-from modularml._warning import warn
 from modularml.backends import adapter_for
-from modularml.data.execution import ExecutionContext, Layout
+from modularml.data.execution import ExecutionContext
 from modularml.engine.batch_feed import BatchFeed
-from modularml.engine.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
+from modularml.engine.callback import Callback, PhaseHooks
+from modularml.engine.losses import check_means, log_losses
 from modularml.engine.lr_scheduling import begin_schedules, check_length
-from modularml.engine.run_state import Start
-from modularml.engine.runnable import RunnablePhase
-from modularml.errors import DataError, NonFiniteLossError
-from modularml.graph.inputs import not_finite
+from modularml.engine.run_state import RunnablePhase, RunState
+from modularml.errors import DataError
 from modularml.graph.model_node import ModelNode
-from modularml.loops.stream import Stream
 from modularml.progress import Bar, bar
-from modularml.results.metric_store import compact
 from modularml.results.phase_results import PhaseResults
 from modularml.results.recording import Recorder, ResultRecording
 
@@ -107,65 +99,6 @@ BatchBars = Callable[[int, int], AbstractContextManager[Bar]]
 _SOON = 0.5  # seconds until a nested bar appears
 
 
-class Hooks:
-    """Calls the callbacks of a phase and records what they return."""
-
-    def __init__(
-        self,
-        phase: RunnablePhase,
-        experiment: Any,
-        results: PhaseResults,
-        extra_callbacks: Sequence[Callback] = (),
-    ) -> None:
-        self.facts = {"experiment": experiment, "phase": phase, "results": results}
-        self.results = results
-        callbacks = [
-            c
-            for c in (*phase.all_callbacks(), *extra_callbacks)
-            if not (c.writes_files and experiment.is_preview)
-        ]
-        self.dispatcher = Dispatcher(callbacks, Callback, PHASE_HOOKS)
-        self.handles = self.dispatcher.handles
-        self.change_weights = any(
-            callback.changes_weights
-            for hook in ("on_batch_start", "on_batch_end")
-            for callback in self.dispatcher.callbacks(hook)
-        )
-
-    def __call__(self, hook: str, epoch: int = 0, **facts: Any) -> None:
-        """Call the callbacks that override a hook."""
-        if not self.handles(hook):
-            return
-        edge = hook.removeprefix("on_")
-        for callback, returned in self.dispatcher.notify(hook, **self.facts, **facts):
-            self.results._add_callback_results(as_results(returned, callback, edge, facts), epoch)
-
-    def readers_of_batches(self) -> list[Any]:
-        """Return the callbacks that each batch must wait for."""
-        hooks = ("on_batch_start", "on_batch_end")
-        return [c for hook in hooks for c in self.dispatcher.callbacks(hook) if c.reads_batches]
-
-    def report(self, error: BaseException) -> None:
-        """Call the hooks for an error, and record what they return."""
-        for callback, returned in self.dispatcher.report(error, **self.facts):
-            self.results._add_callback_results(as_results(returned, callback, "exception", {}), 0)
-
-
-class ResumedHooks(Hooks):
-    """Skips, once, each hook that was fired before the phase was stopped."""
-
-    def __init__(self, fired: set[str], *args: Any) -> None:
-        super().__init__(*args)
-        self.fired = fired
-
-    def __call__(self, hook: str, epoch: int = 0, **facts: Any) -> None:
-        """Call the callbacks that override a hook, unless it was fired before."""
-        if hook in self.fired:
-            self.fired.remove(hook)
-        else:
-            super().__call__(hook, epoch, **facts)
-
-
 def run_phase(
     phase: RunnablePhase,
     experiment: Any,
@@ -185,7 +118,7 @@ def phase_epochs(
     results: PhaseResults,
     display: Display,
     shared_feed: BatchFeed | None = None,
-    start: Start | None = None,
+    state: RunState | None = None,
     extra_callbacks: Sequence[Callback] = (),
 ) -> Generator[int]:
     """Run a phase and yield each epoch's number when it is over.
@@ -207,7 +140,7 @@ def phase_epochs(
         (on an error: notify exception, then raise it)
 
     Closing the iterator requests a stop: the phase ends cleanly. A resumed phase does the same
-    from `start` on: fired hooks are not fired again, finished batches are skipped.
+    from `state` on: fired hooks are not fired again, finished batches are skipped.
 
     Parameters
     ----------
@@ -218,8 +151,8 @@ def phase_epochs(
     display : Display
     shared_feed : BatchFeed, optional
         A feed of the same phase to reuse when it runs repeatedly; it is not released at the end.
-    start : Start, optional
-        Where a stopped phase resumes; its state has been restored already.
+    state : RunState, optional
+        Where a stopped phase resumes; what else it had changed has been restored already.
     extra_callbacks : sequence of Callback
         Callbacks besides the phase's own.
 
@@ -228,70 +161,53 @@ def phase_epochs(
     NonFiniteLossError
         If a loss is NaN or infinite.
     """
-    with phase.graph().frozen_within(phase.freeze or ()):
-        yield from _epochs(phase, experiment, results, display, shared_feed, start, extra_callbacks)
-
-
-def _epochs(
-    phase: RunnablePhase,
-    experiment: Any,
-    results: PhaseResults,
-    display: Display,
-    shared_feed: BatchFeed | None,
-    start: Start | None,
-    extra_callbacks: Sequence[Callback],
-) -> Iterator[int]:
-    hooks_class = Hooks if start is None else partial(ResumedHooks, start.fired_hooks)
-    hooks = hooks_class(phase, experiment, results, extra_callbacks)
-    start = start or Start()
-    recorder = Recorder(results, phase.recording, getattr(experiment, "results_storage", None))
-    phase.stop_requested, phase.partial_epoch = start.stop, None
+    graph, state = phase.graph(), state or RunState()
+    feed, previous_rows, n_before = shared_feed, list[tuple[Any, Any]](), state.iteration
     display = display if phase.is_main else Display()
-    feed, previous_rows = shared_feed, list[tuple[Any, Any]]()
-    try:
-        feed = feed or phase.feed(live=hooks.change_weights)
-        phase.position = _stream(feed, start)
-        # without callbacks nothing else holds the tensors of a batch
-        feed.reuses_memory = not hooks.handles("on_batch_end")
-        feed.keeps_epochs = phase.recording is not ResultRecording.NONE  # outputs may be views
-        feed.watch = display.sampling
-        if phase.training and not start.hook:
-            begin_schedules(phase, feed)
-        with display.bars(phase.label, phase.n_epochs) as (epoch_bar, batch_bars):
-            hooks("on_phase_start")
-            previous_rows = phase.learn_from(feed, live=hooks.change_weights)
-            epoch = start.epoch
-            for epoch in start.epochs(phase.n_epochs):
-                done = start.done(epoch)
-                _run_epoch(
-                    phase, feed, epoch, hooks, recorder, display, epoch_bar, batch_bars, done
-                )
-                try:
-                    yield epoch
-                except GeneratorExit:
-                    phase.stop_requested = True
-                if phase.stop_requested:
-                    break
-            feed.plan.finish()
-            hooks("on_phase_end", epoch)
-            if phase.is_main and shared_feed is None:
-                logger.info("phase %r is complete", phase.label)
-    except BaseException as error:
-        if phase.partial_epoch in (None, (start.epoch, [])):  # no step has run
-            for model, rows in previous_rows:
-                model.learned_from = rows
-        hooks.report(error)
-        raise
-    finally:
-        if feed is not None and feed is not shared_feed:
-            feed.release()
-
-
-def _stream(feed: BatchFeed, start: Start) -> Stream:
-    stream = Stream(feed)
-    epoch = start.epochs(start.epoch + 1).start  # epochs before it are counted
-    stream.load_state_dict({"epoch": epoch, "iteration": start.iteration})
-    return stream
+    with graph.frozen_within(phase.freeze or ()):
+        hooks = PhaseHooks(phase, experiment, results, extra_callbacks, state.fired_hooks())
+        recorder = Recorder(results, phase.recording, getattr(experiment, "results_storage", None))
+        phase.position = state
+        try:
+            live = any(callback.changes_weights for callback in hooks.of_batches)
+            state.feed = feed = feed or phase.feed(live=live)
+            feed.prepare(
+                # without callbacks nothing else holds the tensors of a batch
+                reuses_memory=not hooks.methods["on_batch_end"],
+                keeps_epochs=phase.recording is not ResultRecording.NONE,  # outputs may be views
+                watch=display.sampling,
+            )
+            begun = phase.training and not state.hook and begin_schedules(phase, feed)
+            is_new = not begun and feed is not shared_feed
+            with display.bars(phase.label, phase.n_epochs) as (epoch_bar, batch_bars):
+                hooks("on_phase_start")
+                previous_rows = phase.learn_from(feed, live=live)
+                epoch = state.epoch - 1
+                for epoch in state.epochs(phase.n_epochs):
+                    _run_epoch(
+                        RunningEpoch(phase, feed, epoch, hooks, recorder), batch_bars, is_new=is_new
+                    )
+                    is_new = False
+                    display.show(epoch_bar, results, epoch)
+                    try:
+                        yield epoch
+                    except GeneratorExit:
+                        state.stop = True
+                    if state.stop:
+                        break
+                feed.plan.finish()
+                hooks("on_phase_end", epoch)
+                if phase.is_main and shared_feed is None:
+                    logger.info("phase %r is complete", phase.label)
+        except BaseException as error:
+            if state.iteration == n_before:  # no step has run
+                for model, rows in previous_rows:
+                    model.learned_from = rows
+            hooks.record_error(error)
+            raise
+        finally:
+            if feed is not None and feed is not shared_feed:
+                feed.release()
 
 
 @dataclass
@@ -302,14 +218,16 @@ class RunningEpoch:
     ----------
     phase : RunnablePhase
     feed : BatchFeed
-    epoch, n_batches : int
-        Its 0-based number, and how many batches it has.
-    hooks : Hooks
+    epoch : int
+        Its 0-based number.
+    hooks : PhaseHooks
     recorder : Recorder
+
+    Attributes
+    ----------
+    n_batches : int
     contexts : iterator of ExecutionContext
         The batches that are left, filled in by the feed.
-    values : list
-        Losses of each batch so far; those that run are added.
     step : callable
         Runs one batch.
     batch_bar : Bar
@@ -320,33 +238,28 @@ class RunningEpoch:
     phase: RunnablePhase
     feed: BatchFeed
     epoch: int
-    n_batches: int
-    hooks: Hooks
+    hooks: PhaseHooks
     recorder: Recorder
-    contexts: Iterator[ExecutionContext]
-    values: list[Sequence[Any]]
-    step: Callable[[ExecutionContext], None]
-    batch_bar: Bar
-    last: ExecutionContext
+    n_batches: int = field(init=False)
+    contexts: Iterator[ExecutionContext] = field(init=False)
+    step: Callable[[ExecutionContext], None] = field(init=False)
+    batch_bar: Bar = field(init=False)
+    last: ExecutionContext = field(init=False)
 
-    def needs_check(self) -> bool:
-        """Return whether the first batch of the phase comes next, whose losses are checked."""
-        return self.epoch == 0 and not self.values
+    @property
+    def values(self) -> list[Sequence[Any]]:
+        """Losses of each batch so far; those that run are added."""
+        return self.phase.position.losses
 
     def end_batch(self, ctx: ExecutionContext) -> None:
         """Record a batch that has run without its hooks."""
-        if self.needs_check():
-            self.feed.check_means(ctx, self.n_batches > 1)
+        if self.epoch == 0 and not self.values:  # the first one of the phase
+            check_means(self.feed, ctx, self.n_batches > 1)
+        self.phase.position.iteration += 1
         self.values.append(ctx.values)
         self.recorder.record(ctx)
         self.batch_bar.update()
         self.last = ctx
-
-    def takes_several(self) -> bool:
-        """Return whether one call of the step may run several batches."""
-        n = self.phase.n_epochs * self.n_batches
-        able = n >= _FEWEST_STEPS and hasattr(self.feed.step, "several")
-        return able and not self.hooks.readers_of_batches()
 
 
 _FEWEST_STEPS = 1_000  # of a phase, below which tracing several batches costs more than it saves
@@ -358,13 +271,14 @@ def run_batches(running: RunningEpoch) -> None:
 
     A step that is compiled batch by batch learns whether it may be, and for how many rows.
     """
-    compiled = getattr(running.feed.step, "compiled", None)
-    if compiled is not None:
+    step: Any = running.feed.step
+    if (compiled := getattr(step, "compiled", None)) is not None:
         readers = [c.label for c in running.hooks.readers_of_batches()]
         compiled.begin(running.feed.most_rows(running.epoch), readers)
-    if running.takes_several():
+    has_many = running.phase.n_epochs * running.n_batches >= _FEWEST_STEPS
+    if has_many and hasattr(step, "several") and not running.hooks.readers_of_batches():
         _run_several(running)
-    _run_each(running)
+    _run_each(running, running.contexts)
 
 
 def _run_several(running: RunningEpoch) -> None:
@@ -376,7 +290,7 @@ def _run_several(running: RunningEpoch) -> None:
         return
     like = None
     n_bytes = sum(8 * math.prod(t.shape) for t in first.tensors)
-    if running.needs_check():
+    if running.epoch == 0 and not running.values:
         _run_each(running, iter([first]))
         like, n_left = (first.values, first.outs), n_left - 1
     else:
@@ -386,11 +300,10 @@ def _run_several(running: RunningEpoch) -> None:
     while (size := min(n, n_left)) > 1:
         group: list[Any] = list(islice(running.contexts, size))
         n_left -= size
-        if len(group) < size:
-            running.contexts = chain(group, running.contexts)
-            return
+        done = None
         try:
-            done = several([c.tensors for c in group], like)
+            if len(group) == size:
+                done = several([c.tensors for c in group], like)
         except Exception as error:
             error.add_note(
                 f"(phase {running.phase.label!r}, epoch {running.epoch}, one of the batches "
@@ -406,23 +319,25 @@ def _run_several(running: RunningEpoch) -> None:
         left = group[len(done[0]) :]
         _run_each(running, iter(left[:1]))  # its loss is not finite, which it raises
         running.contexts = chain(left[1:], running.contexts)
-        if not left and running.hooks.handles("on_batch_end"):  # to end on signals
+        if not left:  # to end on signals
             running.hooks("on_batch_end", running.epoch, exec_ctx=group[-1])
 
 
-def _run_each(running: RunningEpoch, contexts: Iterator[ExecutionContext] | None = None) -> None:
-    """Run batches one after another; by default all that are left."""
-    hooks, feed, epoch = running.hooks, running.feed, running.epoch
-    before, after = hooks.handles("on_batch_start"), hooks.handles("on_batch_end")
-    step, recorder, values = running.step, running.recorder, running.values
-    batch_bar, is_first = running.batch_bar, running.needs_check()
-    for ctx in running.contexts if contexts is None else contexts:
+def _run_each(running: RunningEpoch, contexts: Iterator[ExecutionContext]) -> None:
+    """Run batches one after another."""
+    hooks, feed, epoch, state = running.hooks, running.feed, running.epoch, running.phase.position
+    before, after = hooks.methods["on_batch_start"], hooks.methods["on_batch_end"]
+    step, recorder, batch_bar = running.step, running.recorder, running.batch_bar
+    values = state.losses
+    is_first = epoch == 0 and not values  # of the phase, whose losses are checked
+    for ctx in contexts:
         running.last = ctx
+        state.iteration += 1
         if before:
             hooks("on_batch_start", epoch, exec_ctx=ctx)
         step(ctx)
         if is_first:
-            is_first = not feed.check_means(ctx, running.n_batches > 1)
+            is_first = not check_means(feed, ctx, running.n_batches > 1)
         values.append(ctx.values)
         recorder.record(ctx)
         if after:
@@ -437,56 +352,41 @@ batch_runner: ContextVar[Callable[[RunningEpoch], None]] = ContextVar(
 """Runs the batches of each epoch; the default runs them one after another."""
 
 
-def _run_epoch(
-    phase: RunnablePhase,
-    feed: BatchFeed,
-    epoch: int,
-    hooks: Hooks,
-    recorder: Recorder,
-    display: Display,
-    epoch_bar: Bar,
-    batch_bars: BatchBars,
-    done: list[list[float]],
-) -> None:
-    ctx = ExecutionContext(phase.label, epoch, max(0, len(done) - 1))
-    phase.partial_epoch = epoch, []
+def _run_epoch(running: RunningEpoch, batch_bars: BatchBars, *, is_new: bool) -> None:
+    """Run an epoch; the plan of a new feed is current unless a callback was called since."""
+    phase, feed, epoch, hooks = running.phase, running.feed, running.epoch, running.hooks
+    recorder, state = running.recorder, phase.position
+    n_done = state.begin_epoch(epoch)
+    ctx = ExecutionContext(phase.label, epoch, max(0, n_done - 1))
     hooks("on_epoch_start", epoch, exec_ctx=ctx)
-    feed.refresh()
-    plan, step = feed.plan, phase.step_of(feed)
-    n_batches, _ = feed.epoch(epoch)
+    if hooks.called or not is_new:
+        feed.refresh()
+    running.step, running.last = phase.step_of(feed), ctx
+    running.n_batches, running.contexts = feed.epoch(epoch, n_done)
     if phase.training:
-        _check_ahead(phase, feed, epoch, n_batches)
-    feed.first = len(done)
-    position = phase.position
-    position.increment_epoch()
-    position.reload_iterator()
-    if not done:
+        _check_ahead(phase, feed, epoch, running.n_batches)
+    if not n_done:
         recorder.begin()
-    values: list[Sequence[Any]] = [*done]
-    phase.partial_epoch = epoch, values
-    with plan.modes(), batch_bars(epoch, n_batches) as batch_bar, suppress(EpochOverError):
-        contexts = position.data(n_batches - len(done))
-        running = RunningEpoch(
-            phase, feed, epoch, n_batches, hooks, recorder, contexts, values, step, batch_bar, ctx
-        )
+    with (
+        feed.plan.modes(),
+        batch_bars(epoch, running.n_batches) as running.batch_bar,
+        suppress(EpochOverError),
+    ):
         batch_runner.get()(running)
-    ctx = running.last
-    recorder.end(_log_losses(phase, feed, values, ctx, recorder.results))
+    ctx, metrics = running.last, recorder.results._metrics
+    recorder.end(log_losses(phase, feed, state.losses, ctx, recorder.results))
     phase.log_scores(recorder.results)
     if feed.share_run < 1:
-        recorder.results._metrics.log("share_of_batches", feed.share_run, epoch=epoch)
+        metrics.log("share_of_batches", feed.share_run, epoch=epoch)
     hooks("on_epoch_end", epoch, exec_ctx=ctx)
     if phase.training and phase.is_main and logger.isEnabledFor(logging.INFO):
-        metrics = recorder.results._metrics.at_epoch(epoch)
-        shown = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+        shown = ", ".join(f"{name} {value:.5g}" for name, value in metrics.at_epoch(epoch).items())
         logger.info("phase %r, epoch %d of %d: %s", phase.label, epoch, phase.n_epochs, shown)
-    display.show(epoch_bar, recorder.results, epoch)
 
 
 def _check_ahead(phase: RunnablePhase, feed: BatchFeed, epoch: int, n_batches: int) -> None:
     """Refuse batches and schedules that would fail in the remaining epochs."""
-    graph = phase.graph()
-    for node in graph._running(phase.active_nodes):
+    for node in feed.graph._running(phase.active_nodes):
         if not isinstance(node, ModelNode) or node.is_frozen or node.input_shape is None:
             continue
         adapter, module = adapter_for(node.backend), node.model.module
@@ -497,68 +397,8 @@ def _check_ahead(phase: RunnablePhase, feed: BatchFeed, epoch: int, n_batches: i
                 f"normalization in node {node.label!r} needs more to train on; pass drop_last=True "
                 "to the sampler, or choose another batch_size"
             )
-    for optimizer in graph.moving_optimizers(phase.active_nodes):
+    for optimizer in feed.graph.moving_optimizers(phase.active_nodes):
         check_length(phase, optimizer, n_batches, phase.n_epochs - epoch)
-
-
-def _log_losses(
-    phase: RunnablePhase,
-    feed: BatchFeed,
-    values: list[Sequence[Any]],
-    ctx: ExecutionContext,
-    results: PhaseResults,
-) -> Array | None:
-    """Log total losses per batch and epoch; return the losses of this process."""
-    layout = feed.plan.layout
-    if not values or not layout.losses:
-        return None
-    flat = layout.adapter.floats([v for batch in values for v in batch])
-    table = np.asarray(flat, dtype=np.float64).reshape(-1, len(layout.losses))
-    own_losses = compact(table)
-    if not phase.logs_losses:
-        _warn_of_nonfinite(phase, layout, table)
-        return own_losses
-    table, sizes = feed.gathered(ctx.epoch_idx, table)
-    finite = np.asarray(np.isfinite(table).all(axis=1))
-    if not finite.all() and (phase.on_nonfinite != "skip" or not finite.any()):
-        batch, loss_index = (int(i) for i in np.argwhere(~np.isfinite(table))[0])
-        label, node_id = layout.losses[loss_index]
-        raise NonFiniteLossError(
-            phase=phase.label,
-            epoch=ctx.epoch_idx,
-            batch=batch,
-            node=layout.labels[node_id],
-            loss=label,
-            value=float(table[batch, loss_index]),
-            **not_finite(feed.plan, ctx, batch),
-        )
-    if n := int((~finite).sum()):
-        warn(
-            f"phase {phase.label!r}, epoch {ctx.epoch_idx}: {n} of {len(table)} batches had a loss "
-            "that is not finite and were skipped",
-        )
-    is_only_loss = feed.processes is None and own_losses.shape[1] == 1  # share one array
-    totals = own_losses[:, 0] if is_only_loss else table.sum(axis=1)
-    results._metrics.log_batches("train_loss", totals, epoch=ctx.epoch_idx)
-    sizes = sizes * finite[:, None]
-    sums = sizes.sum(axis=0)
-    table = np.where(finite[:, None], table, 0.0)
-    nothing = np.full(len(sums), np.nan)
-    means = np.divide((table * sizes).sum(axis=0), sums, out=nothing, where=sums > 0)
-    results._metrics.log("train_loss", float(means.sum()), epoch=ctx.epoch_idx)
-    return own_losses
-
-
-def _warn_of_nonfinite(phase: RunnablePhase, layout: Layout, table: Array) -> None:
-    """Warn of evaluation losses that are not finite, with their batch counts."""
-    for (label, node_id), column in zip(layout.losses, table.T, strict=True):
-        if n := int((~np.isfinite(column)).sum()):
-            warn(
-                f"phase {phase.label!r}: loss {label!r} on node {layout.labels[node_id]!r} is NaN "
-                f"or infinite in {n} of {len(column)} batches. If a batch holds nothing to "
-                "average, such as no event or pair, evaluate more rows at once (batch_size=None, "
-                "or Loss(..., over='batch')); otherwise look for NaN in outputs and columns"
-            )
 
 
 def iterate(

@@ -63,14 +63,16 @@ def moving(phase: Any, graph: ModelGraph) -> list[Optimizer]:
         return graph.moving_optimizers(phase.active_nodes)
 
 
-def begin_schedules(phase: Any, feed: Any) -> None:
-    """Start the schedules that take their length from a phase."""
-    for optimizer in phase.graph().moving_optimizers(phase.active_nodes):
-        if optimizer.takes_length:
-            per_epoch = 1
-            if optimizer.steps_every("batch"):
-                per_epoch = math.ceil(feed.epoch(0)[0] / phase.step_options().accumulate)
-            optimizer.begin_schedule(phase.n_epochs * per_epoch)
+def begin_schedules(phase: Any, feed: Any) -> bool:
+    """Start the schedules that take their length from a phase; return whether there are any."""
+    optimizers = feed.graph.moving_optimizers(phase.active_nodes)
+    optimizers = [optimizer for optimizer in optimizers if optimizer.takes_length]
+    for optimizer in optimizers:
+        per_epoch = 1
+        if optimizer.steps_every("batch"):
+            per_epoch = math.ceil(feed.n_batches(0) / phase.step_options().accumulate)
+        optimizer.begin_schedule(phase.n_epochs * per_epoch)
+    return bool(optimizers)
 
 
 def check_length(

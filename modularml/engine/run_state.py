@@ -1,20 +1,27 @@
-"""The state of a running phase: capturing and restoring it."""
+"""The state of a running phase: its position, and capturing and restoring it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from modularml.engine.runnable import RunnablePhase
+from modularml.backends import StepOptions
+from modularml.data.execution import ExecutionContext
+from modularml.engine.batch_feed import BatchFeed
+from modularml.engine.binding import InputBinding
+from modularml.engine.callback import Callback
 from modularml.errors import ConfigError
 from modularml.graph.model_graph import ModelGraph
 from modularml.io.randomness import random_states, set_random_states
+from modularml.results.phase_results import PhaseResults
+from modularml.results.recording import ResultRecording
 
 __all__ = [
-    "Start",
+    "RunState",
+    "RunnablePhase",
     "phase_state",
     "restored_on_error",
     "restored_on_exit",
@@ -23,54 +30,113 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a loop starts: at the beginning, or after the hook of a checkpoint.
+@dataclass(eq=False)
+class RunState:
+    """Position of a phase in its run, which the loop moves and hooks read.
 
     Parameters
     ----------
     hook : str
-        As in `Checkpointing`; empty for the beginning.
+        The hook of the checkpoint that it resumes from, as in `Checkpointing`; empty for the
+        beginning.
     epoch : int
-        0-based; -1 before the first.
-    losses : list of list of float
-        One row per finished batch of this epoch.
+        The current epoch, 1-based; 0 before the first.
+    losses : list of sequence of number
+        The losses of each batch of this epoch so far.
     iteration : int
-        The number of finished batches of all epochs.
+        The number of batches of all epochs so far, with the one that runs.
     stop : bool
-        Whether the phase was requested to stop.
+        Whether the phase ends after this epoch.
+    feed : BatchFeed, optional
+        Its batches; set when it starts.
     """
 
     hook: str = ""
-    epoch: int = -1
-    losses: list[list[float]] = field(default_factory=list)
+    epoch: int = 0
+    losses: list[Sequence[Any]] = field(default_factory=list)
     iteration: int = 0
     stop: bool = False
+    feed: Any = None
 
     @classmethod
-    def after(cls, hook: str, phase: RunnablePhase) -> Start:
-        """Return the position of a phase, as seen by its last callback."""
-        progress = phase.progress() or {"epoch": -1, "losses": []}
-        iteration = phase.position.iteration - (hook == "batch_start")
-        return cls(hook, progress["epoch"], progress["losses"], iteration, phase.stop_requested)
+    def resumed(cls, record: Mapping[str, Any]) -> RunState:
+        """Return the position after the hook of a checkpoint; see `record`."""
+        return cls(**{**record, "epoch": record["epoch"] + 1})
+
+    def record(self, hook: str) -> dict[str, Any]:
+        """Return the position as plain data, as seen by the last callback of a hook.
+
+        Its ``epoch`` is 0-based; -1 before the first.
+        """
+        return {
+            "hook": hook,
+            "epoch": self.epoch - 1,
+            "losses": [[float(value) for value in batch] for batch in self.losses],
+            "iteration": self.iteration - (hook == "batch_start"),
+            "stop": self.stop,
+        }
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the number of epochs and of batches so far."""
+        return {"epoch": self.epoch, "iteration": self.iteration}
 
     def epochs(self, n_epochs: int) -> range:
-        """Return the epochs left to run, starting with an unfinished one."""
+        """Return the 0-based epochs left to run, starting with an unfinished one."""
         is_over = self.hook == "phase_end" or (self.hook == "epoch_end" and self.stop)
-        first = max(self.epoch, 0) + (self.hook in ("epoch_end", "phase_end"))
+        first = max(self.epoch - 1, 0) + (self.hook in ("epoch_end", "phase_end"))
         return range(first, first if is_over else n_epochs)
 
-    def done(self, epoch: int) -> list[list[float]]:
-        """Return the losses of the finished batches of an epoch."""
-        return self.losses if epoch == self.epoch else []
+    def begin_epoch(self, epoch: int) -> int:
+        """Move to a 0-based epoch; return how many of its batches have run already."""
+        if self.epoch != epoch + 1:
+            self.epoch, self.losses = epoch + 1, []
+        return len(self.losses)
 
-    @property
     def fired_hooks(self) -> set[str]:
-        """Hooks that were fired already and must not be fired again."""
+        """Return the hooks that were fired before the checkpoint, and are not fired again."""
         stages = ["phase_start", "epoch_start", "batch_start"]
         n_fired = {"": 0, "phase_start": 1, "epoch_start": 2, "batch_start": 3, "batch_end": 2}
         fired = stages[: n_fired.get(self.hook, 1)]
         return {f"on_{hook}" for hook in [*fired, *(["phase_end"] * (self.hook == "phase_end"))]}
+
+
+class RunnablePhase(Protocol):
+    """A phase as the loop sees it; implemented in `modularml.phases`."""
+
+    label: str
+    input_sources: list[InputBinding]
+    active_nodes: Any
+    freeze: list[str] | None
+    callbacks: list[Callback]
+    position: RunState
+    n_epochs: int
+    on_nonfinite: str
+    recording: ResultRecording
+
+    @property
+    def training(self) -> bool: ...  # noqa: D102
+
+    @property
+    def logs_losses(self) -> bool: ...  # noqa: D102
+
+    @property
+    def is_main(self) -> bool: ...  # noqa: D102
+
+    def graph(self) -> ModelGraph: ...  # noqa: D102
+
+    def feed(self, *, live: bool = False) -> BatchFeed: ...  # noqa: D102
+
+    def learn_from(self, feed: BatchFeed, *, live: bool = False) -> list[tuple[Any, Any]]: ...  # noqa: D102
+
+    def all_callbacks(self) -> list[Callback]: ...  # noqa: D102
+
+    def step_options(self) -> StepOptions: ...  # noqa: D102
+
+    def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]: ...  # noqa: D102
+
+    def log_scores(self, results: PhaseResults) -> None: ...  # noqa: D102
+
+    def progress(self) -> dict[str, Any] | None: ...  # noqa: D102
 
 
 def phase_state(phase: RunnablePhase) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import numpy as np
 from modularml._warning import warn
 from modularml.config import FORMER_MODULES, Configurable, encode
 from modularml.engine.checkpoint_callback import checkpoint_folder
-from modularml.engine.run_state import Start
 from modularml.errors import ConfigError, MMLError
 from modularml.io.artifact import Contents, read_artifact
 from modularml.io.jsontext import with_labels
@@ -128,7 +127,7 @@ def earlier_hashes(experiment: Any, item: ExperimentPhase | PhaseGroup) -> Itera
 
 
 def described_run(
-    runner: Any, item: ExperimentPhase | PhaseGroup, start: Start | None
+    runner: Any, item: ExperimentPhase | PhaseGroup, position: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the identity and position of a run, and its state, for a checkpoint."""
     experiment = runner.experiment
@@ -140,8 +139,8 @@ def described_run(
         "told": runner.n_fired,
         "done": runner.done,
     }
-    if start is not None:
-        about["in_phase"] = vars(start)
+    if position is not None:
+        about["in_phase"] = position
     checkpointings = _checkpointings(experiment, item, runner.done)
     plan = None if item is experiment.execution_plan else PlanState(item)
     return about, {

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from modularml._optional import require
 from modularml.backends import Backend
-from modularml.engine.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
+from modularml.engine.callback import EXPERIMENT_HOOKS, ExperimentCallback, Hooks
 from modularml.engine.checkpoint_callback import ExperimentCheckpointCallback, reserve_folder
 from modularml.engine.checkpointing import Checkpointing
 from modularml.engine.interruption import Interruption, exit_on_signals, is_interruption
 from modularml.engine.loop import Display, phase_epochs
 from modularml.engine.lr_scheduling import check_lengths
-from modularml.engine.run_state import Start, restored_on_error, samplers_and_callbacks
+from modularml.engine.run_state import RunState, restored_on_error, samplers_and_callbacks
 from modularml.errors import UnknownNameError
 from modularml.experiment.resume import config_hash, described_run, phases_of, resume_from
 from modularml.io.atomic import Owned
@@ -171,7 +171,7 @@ class Runner:
         callbacks = [c for c in experiment.exp_callbacks if not (c.writes_files and quiet)]
         if experiment.checkpointing is not None:
             callbacks = [*callbacks, ExperimentCheckpointCallback(experiment.checkpointing)]
-        self.hooks = Dispatcher(callbacks, ExperimentCallback, EXPERIMENT_HOOKS)
+        self.hooks = Hooks(callbacks, ExperimentCallback, EXPERIMENT_HOOKS)
         self._number = len(experiment.history)
         self.durations: dict[str, float] = {}
         self._path: list[str] = []
@@ -207,32 +207,31 @@ class Runner:
     def epochs(self, phase: ExperimentPhase, results: PhaseResults) -> Iterator[int]:
         """Run a phase and yield the number of each finished epoch; skip if complete."""
         self._begun += 1
-        if self._begun > self._resumed["done"] and "in_phase" not in self._resumed:
+        is_left = self._begun > self._resumed["done"]
+        if is_left and "in_phase" not in self._resumed:
             self._seed_samplers(phase)
         self.notify("on_phase_start", phase=phase)
-        if self._begun > self._resumed["done"]:
-            yield from self._epochs(phase, results)
+        if is_left:
+            record, started = self._resumed.pop("in_phase", None), time.perf_counter()
+            path = "/".join([*self._path, phase.label])
+            epochs = phase_epochs(
+                phase,
+                self.experiment,
+                results,
+                display_from(self.flags, phase.training),
+                state=None if record is None else RunState.resumed(record),
+                extra_callbacks=[] if self._interruption is None else [self._interruption],
+            )
+            try:
+                with closing(epochs):
+                    for epoch in epochs:
+                        self._notify("on_epoch_end", path=path, results=results, epoch=epoch)
+                        yield epoch
+            finally:
+                name = path if phase.label in self.durations else phase.label
+                self.durations[name] = time.perf_counter() - started
             self.done += 1
         self.notify("on_phase_end", phase=phase)
-
-    def _epochs(self, phase: ExperimentPhase, results: PhaseResults) -> Iterator[int]:
-        started, position = time.perf_counter(), self._resumed.pop("in_phase", None)
-        display = display_from(self.flags, phase.training)
-        start = None if position is None else Start(**position)
-        extra = [] if self._interruption is None else [self._interruption]
-        try:
-            epochs = phase_epochs(
-                phase, self.experiment, results, display, start=start, extra_callbacks=extra
-            )
-            path = "/".join([*self._path, phase.label])
-            with closing(epochs):
-                for epoch in epochs:
-                    self._notify("on_epoch_end", path=path, results=results, epoch=epoch)
-                    yield epoch
-        finally:
-            taken = phase.label in self.durations
-            name = "/".join([*self._path, phase.label]) if taken else phase.label
-            self.durations[name] = time.perf_counter() - started
 
     def group(self, group: PhaseGroup, into: PhaseGroupResults | None = None) -> PhaseGroupResults:
         """Run all phases and groups of a group, in order."""
@@ -260,9 +259,7 @@ class Runner:
 
     def _notify(self, hook: str, **facts: Any) -> None:
         """Fire a hook, whether or not it was fired before a resume."""
-        if self.hooks.handles(hook):
-            for _ in self.hooks.notify(hook, experiment=self.experiment, **facts):
-                pass
+        self.hooks(hook, experiment=self.experiment, **facts)
 
     @contextmanager
     def recording(
@@ -342,10 +339,10 @@ class Runner:
         assert self.item is not None
         return config_hash(self.experiment, self.item)
 
-    def described(self, start: Start | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def described(self, position: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the identity and position of this run, and its state."""
         assert self.item is not None
-        return described_run(self, self.item, start)
+        return described_run(self, self.item, position)
 
     def resume(self, run_info: dict[str, Any]) -> None:
         """Skip finished phases and fired hooks from now on."""

@@ -14,7 +14,6 @@ from modularml.data import FeatureSet
 from modularml.data.packing import packed, packed_without_rows, unpacked
 from modularml.engine.callback import ExperimentCallback
 from modularml.engine.checkpointing import Checkpointing
-from modularml.engine.run_state import Start
 from modularml.errors import ConfigError, MMLKindError, MMLNotFoundError, UnknownNameError
 from modularml.experiment.history import (
     HistoryLog,
@@ -391,7 +390,7 @@ class ExperimentFiles(ContextYaml):
         path: Path,
         overwrite: bool,
         meta: dict[str, Any] | None,
-        start: Start | None,
+        position: dict[str, Any] | None,
         *,
         alone: bool = False,
     ) -> Path:
@@ -403,7 +402,7 @@ class ExperimentFiles(ContextYaml):
         log = None if alone else logs.pop(folder, None)
         if not alone and (log is None or not log.is_intact):
             log = HistoryLog(folder)
-        about, run = self._runner.described(start)
+        about, run = self._runner.described(position)
         written = self._checkpoint_to(path, overwrite, meta, about, run, log)
         if log is not None:  # after a failure the next checkpoint starts another log
             logs[folder] = log

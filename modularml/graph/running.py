@@ -423,8 +423,10 @@ class GraphRunning(NodeAccess):
                 check_side_by_side(meetings_of(nodes, active_losses), inputs)
 
 
-def run_step(ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], tensors: Any) -> None:
-    """Run a step on tensors and write the results to its context.
+def run_step(
+    ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], tensors: Any = None
+) -> None:
+    """Run a step on tensors, by default its own, and write the results to its context.
 
     Raises
     ------
@@ -432,7 +434,7 @@ def run_step(ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], te
         If a loss is NaN or infinite, with its position in the phase.
     """
     try:
-        ctx.values, ctx.outs = step(tensors)
+        ctx.values, ctx.outs = step(ctx.tensors if tensors is None else tensors)
     except NotFiniteError as error:
         label, node_id = plan.layout.losses[error.place]
         raise NonFiniteLossError(

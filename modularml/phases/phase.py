@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 from modularml.backends import PLAIN, StepOptions
@@ -17,12 +18,12 @@ from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.batch_schedule import BatchSchedulingPolicy
 from modularml.engine.binding import InputBinding, bind, binding_for, keep_keys, roles_of
 from modularml.engine.callback import Callback
+from modularml.engine.run_state import RunState
 from modularml.errors import ConfigError, GraphError, RegistrationError, UnknownNameError
 from modularml.graph.files import ContextYaml
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.node import GraphNode
 from modularml.graph.running import run_step
-from modularml.loops.stream import Stream
 from modularml.results.phase_results import PhaseResults
 from modularml.results.recording import ResultRecording
 from modularml.samplers import BaseSampler
@@ -60,10 +61,8 @@ class ExperimentPhase(Configurable, ContextYaml):
     n_epochs: int = 1
     freeze: list[str] | None = None
     limit_batches: float | None = None
-    position: Stream
+    position: RunState
     """Position of the phase: epoch (1-based) and iteration; set when it starts."""
-    partial_epoch: tuple[int, list[Sequence[Any]]] | None = None
-    """The 0-based epoch that is running, and the losses of its batches so far."""
     batch_size: int | None = None
     recording = ResultRecording.ALL
     policy = BatchSchedulingPolicy.ZIP_STRICT
@@ -83,7 +82,6 @@ class ExperimentPhase(Configurable, ContextYaml):
         self.losses = all_of(AppliedLoss, "losses", [] if losses is None else losses)
         self.active_nodes = labels_of("active_nodes", active_nodes)
         self.accelerator = Accelerator.from_value(accelerator)
-        self.stop_requested = False
         self.callbacks: list[Callback] = []
         for callback in all_of(Callback, "callbacks", [] if callbacks is None else callbacks):
             self._check_callback(callback)
@@ -97,7 +95,7 @@ class ExperimentPhase(Configurable, ContextYaml):
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit the position of a run."""
-        return {k: v for k, v in vars(self).items() if k not in ("position", "partial_epoch")}
+        return {k: v for k, v in vars(self).items() if k != "position"}
 
     def check(self, graph: ModelGraph) -> None:
         """Check that all inputs are bound, and run `ModelGraph.check`.
@@ -144,23 +142,24 @@ class ExperimentPhase(Configurable, ContextYaml):
 
     def request_stop(self) -> None:
         """Stop the phase after the current epoch."""
-        self.stop_requested = True
+        if hasattr(self, "position"):
+            self.position.stop = True
 
     def progress(self) -> dict[str, Any] | None:
         """Return the next epoch and batch (0-based), and the losses of the epoch.
 
         None before the first epoch. After an epoch's last batch, ``batch`` is their number.
         """
-        if self.partial_epoch is None:
+        if not hasattr(self, "position") or not self.position.epoch:
             return None
-        epoch, values = self.partial_epoch
-        losses = [[float(value) for value in batch] for batch in values]
-        return {"epoch": epoch, "batch": len(values), "losses": losses}
+        record = self.position.record("")
+        losses = record["losses"]
+        return {"epoch": record["epoch"], "batch": len(losses), "losses": losses}
 
     @property
     def has_no_pending_gradients(self) -> bool:
         """Whether no accumulated gradients wait for the next optimizer step."""
-        step = getattr(self.position.loader, "step", None)
+        step = getattr(self.position.feed, "step", None)
         return not getattr(step, "n_batches", 0)
 
     def flatten(self) -> list[ExperimentPhase]:
@@ -242,12 +241,11 @@ class ExperimentPhase(Configurable, ContextYaml):
 
     def learn_from(self, feed: BatchFeed, *, live: bool = False) -> list[tuple[Any, Any]]:
         """Record the rows that trained nodes learn from; see `ModelGraph.learn_from`."""
-        graph = self.graph()
-        fits = self.to_fit(graph)
+        fits = self.to_fit(feed.graph)
         if not (self.training or fits):
             return []
         views = [b.view for b in feed.bound.values()]
-        return graph.learn_from(views, self.active_nodes, fits, even_frozen=live)
+        return feed.graph.learn_from(views, self.active_nodes, fits, even_frozen=live)
 
     def log_scores(self, results: PhaseResults) -> None:
         """Log metrics of recorded outputs at the end of an epoch; none by default."""
@@ -267,8 +265,7 @@ class ExperimentPhase(Configurable, ContextYaml):
 
     def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]:
         """Return the function that runs one batch."""
-        plan, step = feed.plan, feed.step
-        return lambda ctx: run_step(ctx, plan, step, ctx.tensors)
+        return partial(run_step, plan=feed.plan, step=feed.step)
 
     def visualize(self) -> Diagram:
         """Draw the inputs of the phase as a diagram."""

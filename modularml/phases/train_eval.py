@@ -11,7 +11,7 @@ from modularml.backends import StepOptions
 from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import column_named
-from modularml.engine.batch_feed import BatchFeed
+from modularml.engine.batch_feed import BatchFeed, check_over_batch
 from modularml.engine.batch_schedule import BatchSchedulingPolicy, check_limit, limited
 from modularml.engine.binding import InputBinding
 from modularml.engine.callback import Callback
@@ -162,7 +162,7 @@ class TrainPhase(ExperimentPhase):
         )
         self.accumulate, self.precision, self.compile = accumulate, precision, compile
         self.n_epochs, self.on_nonfinite = n_epochs, on_nonfinite
-        BatchFeed.check_over_batch(label, self.losses, self.step_options(), None)
+        check_over_batch(label, self.losses, self.step_options(), None)
         self.policy = BatchSchedulingPolicy.from_value(batch_schedule)
         self.recording = ResultRecording.from_value(result_recording)
         self._checkpointing: Checkpointing | None = None

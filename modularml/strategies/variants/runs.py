@@ -14,7 +14,7 @@ from joblib import effective_n_jobs
 from modularml._arguments import at_least
 from modularml._warning import warn
 from modularml.context import ExperimentContext
-from modularml.engine.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
+from modularml.engine.callback import EXPERIMENT_HOOKS, ExperimentCallback, Hooks
 from modularml.engine.interruption import is_interruption
 from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Experiment, PhaseGroup
@@ -86,19 +86,17 @@ def announced(
     experiment: Experiment, label: str, runs: Mapping[str, Experiment], *, resume: bool
 ) -> Iterator[None]:
     """Fire the hooks of an experiment's callbacks before and after its variants."""
-    hooks = Dispatcher(experiment.exp_callbacks, ExperimentCallback, EXPERIMENT_HOOKS)
+    hooks = Hooks(experiment.exp_callbacks, ExperimentCallback, EXPERIMENT_HOOKS)
     facts = {"experiment": experiment, "label": label}
     error: BaseException | None = None
     try:
-        for _ in hooks.notify("on_variants_start", **facts, resume=resume):
-            pass
+        hooks("on_variants_start", **facts, resume=resume)
         yield
     except BaseException as raised:
         error = raised
         raise
     finally:
-        for _ in hooks.notify("on_variants_end", **facts, runs=runs, error=error):
-            pass
+        hooks("on_variants_end", **facts, runs=runs, error=error)
 
 
 class VariantRuns:
