@@ -81,6 +81,8 @@ class ExperimentNode:
     """
 
     not_config: ClassVar[frozenset[str]] = frozenset({"node_id", "register"})
+    node_id: str
+    """Identifier of this node in this process."""
 
     @property
     def has_rows(self) -> bool:
@@ -89,7 +91,7 @@ class ExperimentNode:
 
     def __init__(self, label: str, *, node_id: str | None = None, register: bool = True) -> None:
         self._label = _checked_label(label)
-        self._node_id = node_id or str(uuid.uuid4())
+        self.node_id = node_id or str(uuid.uuid4())
         self._context = ExperimentContext.get_active()
         if register:
             self._context.register_experiment_node(self)
@@ -101,14 +103,9 @@ class ExperimentNode:
 
     @label.setter
     def label(self, new: str) -> None:
-        if self._context.has_node(node_id=self._node_id):
-            self._context.update_node_label(self._node_id, new)
+        if self._context.has_node(node_id=self.node_id):
+            self._context.update_node_label(self.node_id, new)
         self._label = _checked_label(new)
-
-    @property
-    def node_id(self) -> str:
-        """Identifier of this node in this process."""
-        return self._node_id
 
     @property
     def context(self) -> ExperimentContext:

@@ -13,6 +13,7 @@ from modularml._optional import has, require
 
 __all__ = [
     "IN_NOTEBOOK",
+    "NO_BAR",
     "Bar",
     "bar",
     "in_ipython",
@@ -126,6 +127,10 @@ class Bar:
                 self._tqdm.close()
 
 
+NO_BAR = Bar()
+"""Draws nothing."""
+
+
 def tqdm_class() -> Any:
     """Return the class of bars that draws best here; tqdm is imported now."""
     return require("tqdm.auto" if not IN_NOTEBOOK or has("ipywidgets") else "tqdm.std").tqdm
@@ -185,7 +190,7 @@ def bar(
     A notebook without ipywidgets cannot draw one bar below another: only the outermost is drawn.
     """
     if not show or not (IN_NOTEBOOK or getattr(sys.stderr, "isatty", bool)()):
-        yield Bar()
+        yield NO_BAR
         return
     plain = IN_NOTEBOOK and not has("ipywidgets")
     own: list[Any] = []

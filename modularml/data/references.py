@@ -39,9 +39,8 @@ class ExperimentNodeReference(Configurable):
             If the context has no such node; the message lists the closest labels.
         """
         ctx = ctx or ExperimentContext.get_active()
-        if ctx.has_node(node_id=self.node_id):
-            return ctx.get_node(node_id=self.node_id)
-        return ctx.get_node(label=self.node_label)
+        node = ctx._find(node_id=self.node_id)
+        return ctx.get_node(label=self.node_label) if node is None else node
 
 
 @dataclass(frozen=True)

@@ -405,7 +405,7 @@ class BatchFeed:
 
     def _check_sizes(self, batches: list[EpochBatches]) -> None:
         """Refuse batches of different sizes that a node would combine."""
-        if len({tuple(b.sizes) for b in batches}) == 1:
+        if len(batches) == 1 or len({tuple(b.sizes) for b in batches}) == 1:
             return
         for node_id, label in self.layout.labels.items():
             groups = self._groups_of(node_id)

@@ -232,9 +232,11 @@ def bind(
     by_id = {node.node_id: node for node in nodes}
     binding_of = {s: binding_for(bindings, by_id[s.node_id], s.ref, phase) for s in edges}
     views = {source: binding.resolve_input_view() for source, binding in binding_of.items()}
-    active_losses = [a for a in losses if graph.get_node(a.on) in nodes]
-    meetings = [*keep_keys(graph, binding_of), *meetings_of(nodes, active_losses)]
-    rows, leads = _joined_rows(meetings, views, f"phase {phase!r}: ")
+    meetings: list[Meeting] = []
+    if len(edges) > 1:  # else there is nothing to combine
+        active_losses = [a for a in losses if graph.get_node(a.on) in nodes]
+        meetings = [*keep_keys(graph, binding_of), *meetings_of(nodes, active_losses)]
+    rows, leads = _joined_rows(meetings, views, f"phase {phase!r}: ") if meetings else (views, {})
     groups: dict[Any, int] = {}
     bound: list[Bound] = []
     for source in sorted(edges, key=lambda s: leads.get(s, s) != s):

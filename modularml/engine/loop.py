@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -20,7 +20,7 @@ from modularml.engine.lr_scheduling import begin_schedules, check_length
 from modularml.engine.run_state import RunnablePhase, RunState
 from modularml.errors import DataError
 from modularml.graph.model_node import ModelNode
-from modularml.progress import Bar, bar
+from modularml.progress import NO_BAR, Bar, bar
 from modularml.results.phase_results import PhaseResults
 from modularml.results.recording import Recorder, ResultRecording
 
@@ -74,6 +74,9 @@ class Display:
     @contextmanager
     def bars(self, label: str, n_epochs: int) -> Iterator[tuple[Bar, BatchBars]]:
         """Open the bar over epochs, and yield it with the factory of batch bars."""
+        if not (self.epochs or self.batches):
+            yield NO_BAR, lambda epoch, n_batches: nullcontext(NO_BAR)
+            return
         options = {"show": self.epochs, "persist": self.keep}
         with bar(n_epochs, label, **options, unit="epoch") as epochs, self.batch_bars() as batches:
             yield epochs, batches
@@ -87,7 +90,10 @@ class Display:
 
     def sampling(self, groups: Sequence[Any]) -> Iterator[Any]:
         """Iterate over samplers under a progress bar."""
-        with bar(len(groups), "sampling", show=self.samplers, unit="sampler", delay=_SOON) as drawn:
+        if not self.samplers:
+            yield from groups
+            return
+        with bar(len(groups), "sampling", show=True, unit="sampler", delay=_SOON) as drawn:
             for group in groups:
                 yield group
                 drawn.update()
@@ -164,7 +170,7 @@ def phase_epochs(
     graph, state = phase.graph(), state or RunState()
     feed, previous_rows, n_before = shared_feed, list[tuple[Any, Any]](), state.iteration
     display = display if phase.is_main else Display()
-    with graph.frozen_within(phase.freeze or ()):
+    with graph.frozen_within(phase.freeze) if phase.freeze else nullcontext():
         hooks = PhaseHooks(phase, experiment, results, extra_callbacks, state.fired_hooks())
         recorder = Recorder(results, phase.recording, getattr(experiment, "results_storage", None))
         phase.position = state

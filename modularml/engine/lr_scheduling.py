@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from modularml._warning import warn
@@ -26,13 +27,11 @@ __all__ = [
 
 def lr_scheduler_callbacks(graph: ModelGraph) -> list[Callback]:
     """Return a scheduler callback if an optimizer has a schedule by epoch."""
-    models = [n for n in graph.nodes.values() if hasattr(n, "optimizer")]
-    optimizers = [graph.optimizer, *(n.optimizer for n in models)]
-    return (
-        [LRSchedulerCallback()]
-        if any(o is not None and o.steps_every("epoch") for o in optimizers)
-        else []
-    )
+    for owner in (graph, *graph.nodes.values()):
+        optimizer = getattr(owner, "optimizer", None)
+        if optimizer is not None and optimizer.steps_every("epoch"):
+            return [LRSchedulerCallback()]
+    return []
 
 
 def check_lengths(phases: Iterable[Any], graph: ModelGraph) -> None:
@@ -44,7 +43,7 @@ def check_lengths(phases: Iterable[Any], graph: ModelGraph) -> None:
     steps_taken = Counter[int]()
     for phase in phases:
         for optimizer in moving(phase, graph) if phase.training else ():
-            if optimizer.takes_length or _steps_left(optimizer) is None:
+            if _steps_left(optimizer) is None:
                 continue
             n_batches = phase.count_batches() if optimizer.steps_every("batch") else 1
             if n_batches is None:
@@ -59,7 +58,7 @@ def check_lengths(phases: Iterable[Any], graph: ModelGraph) -> None:
 
 def moving(phase: Any, graph: ModelGraph) -> list[Optimizer]:
     """Return the optimizers that update weights in a phase."""
-    with graph.frozen_within(phase.freeze or ()):
+    with graph.frozen_within(phase.freeze) if phase.freeze else nullcontext():
         return graph.moving_optimizers(phase.active_nodes)
 
 

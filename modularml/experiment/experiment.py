@@ -258,8 +258,7 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
         TrainResults, EvalResults or other PhaseResults
         """
         self._check(phase, ExperimentPhase)
-        work = lambda runner, into: runner.phase(phase, into)  # noqa: E731
-        return self._recorded(work, phase, kwargs, resume, strict)
+        return self._recorded(Runner.phase, phase, kwargs, resume, strict)
 
     def run_group(
         self,
@@ -272,7 +271,7 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
         """Run a group of phases, in the plan or not; see `run_phase`."""
         self._check(group, PhaseGroup)
 
-        def work(runner: Runner, into: PhaseGroupResults) -> PhaseGroupResults:
+        def work(runner: Runner, group: PhaseGroup, into: PhaseGroupResults) -> PhaseGroupResults:
             runner.notify("on_group_start", phase_group=group)
             runner.items(group, into)
             runner.notify("on_group_end", phase_group=group)
@@ -471,7 +470,7 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
             runner.interruptible(),
             runner.recording(item, resume, strict) as group_results,
         ):
-            return work(runner, group_results)
+            return work(runner, item, group_results)
 
     def _previewed(self, phases: list[ExperimentPhase], flags: dict[str, Any], work: Any) -> Any:
         before, self._previewing = self._previewing, True
@@ -488,11 +487,13 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
         finally:
             self._previewing = before
 
-    def _run_plan(self, runner: Runner, into: PhaseGroupResults) -> PhaseGroupResults:
+    def _run_plan(
+        self, runner: Runner, plan: PhaseGroup, into: PhaseGroupResults
+    ) -> PhaseGroupResults:
         if self._checkpointing is not None and not runner.is_resumed:
             self._checkpointing.reset()
         runner.notify("on_experiment_start")
-        runner.items(self._plan, into)
+        runner.items(plan, into)
         runner.notify("on_experiment_end")
         return into
 

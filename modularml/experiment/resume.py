@@ -24,19 +24,7 @@ from modularml.io.values import IfPlain
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase
 
-__all__ = [
-    "PlanState",
-    "config_hash",
-    "described_run",
-    "earlier_hashes",
-    "phases_of",
-    "resume_from",
-]
-
-
-def phases_of(item: ExperimentPhase | PhaseGroup) -> list[ExperimentPhase]:
-    """Return the phases of a run, in order."""
-    return item.flatten() if isinstance(item, PhaseGroup) else [item]
+__all__ = ["PlanState", "config_hash", "described_run", "earlier_hashes", "resume_from"]
 
 
 def config_hash(
@@ -63,7 +51,7 @@ def config_hash(
     nodes = [] if graph is None else list(graph.nodes.values())
     tree = {
         "paths": [path for path, _ in item.paths()],
-        "phases": [_plain(phase) for phase in phases_of(item)],
+        "phases": [_plain(phase) for phase in item.flatten()],
         "nodes": [_plain(node) for node in nodes],
         "optimizer": None if graph is None else _plain(graph.optimizer),
         "seed": experiment.seed,
@@ -183,7 +171,7 @@ def resume_from(
         if saved:
             callback.set_state(saved)
     keys = [None, contents.config["meta"].get("key")]
-    labels = [phase.label for phase in phases_of(item)]
+    labels = [phase.label for phase in item.flatten()]
     checkpointings = _checkpointings(experiment, item, run_info["done"])
     for checkpointing, saved, key in zip(
         checkpointings,
@@ -207,7 +195,7 @@ def resume_from(
 
 def _usable(runner: Any, item: ExperimentPhase | PhaseGroup) -> Iterator[Contents]:
     """Yield checkpoints of this run, newest first; warn of damaged files."""
-    folders = runner.experiment._checkpoint_folders(phases_of(item))
+    folders = runner.experiment._checkpoint_folders(item.flatten())
     if not folders:
         raise ConfigError(
             "resume='auto' needs a folder with checkpoints; call set_checkpoint_dir(path)"
@@ -275,7 +263,7 @@ def _is_same_config(config: str, runner: Any, item: ExperimentPhase | PhaseGroup
 
 def _checkpointings(experiment: Any, item: Any, done: int) -> list[Any]:
     """Return the checkpointing of the experiment and of the current phase."""
-    phases = phases_of(item)
+    phases = item.flatten()
     phase = phases[done] if done < len(phases) else None
     return [experiment.checkpointing, getattr(phase, "checkpointing", None)]
 

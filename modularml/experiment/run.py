@@ -22,7 +22,7 @@ from modularml.engine.loop import Display, phase_epochs
 from modularml.engine.lr_scheduling import check_lengths
 from modularml.engine.run_state import RunState, restored_on_error, samplers_and_callbacks
 from modularml.errors import UnknownNameError
-from modularml.experiment.resume import config_hash, described_run, phases_of, resume_from
+from modularml.experiment.resume import config_hash, described_run, resume_from
 from modularml.io.atomic import Owned
 from modularml.io.randomness import (
     OwnRandomness,
@@ -225,7 +225,13 @@ class Runner:
             try:
                 with closing(epochs):
                     for epoch in epochs:
-                        self._notify("on_epoch_end", path=path, results=results, epoch=epoch)
+                        self.hooks(
+                            "on_epoch_end",
+                            experiment=self.experiment,
+                            path=path,
+                            results=results,
+                            epoch=epoch,
+                        )
                         yield epoch
             finally:
                 name = path if phase.label in self.durations else phase.label
@@ -255,11 +261,7 @@ class Runner:
         """Fire a hook of the experiment, unless it was fired before a resume."""
         self.n_fired += 1
         if self.n_fired > self._resumed["told"]:
-            self._notify(hook, **facts)
-
-    def _notify(self, hook: str, **facts: Any) -> None:
-        """Fire a hook, whether or not it was fired before a resume."""
-        self.hooks(hook, experiment=self.experiment, **facts)
+            self.hooks(hook, experiment=self.experiment, **facts)
 
     @contextmanager
     def recording(
@@ -284,7 +286,7 @@ class Runner:
             self.experiment._history.append(run)
         run = self.experiment._history[-1]
         try:
-            self._notify("on_run_start", run=run)
+            self.hooks("on_run_start", experiment=self.experiment, run=run)
             self.experiment._audit.check(item, self.experiment.ctx)
             with self.reproducibly(), restored_on_error(self.experiment.model_graph):
                 if state is not None:
@@ -305,13 +307,13 @@ class Runner:
             limits = {path: phase.limit_batches for path, phase in item.paths()}
             if limits := {path: limit for path, limit in limits.items() if limit is not None}:
                 run.execution_meta["limit_batches"] = limits
-            self._notify("on_run_end", run=run)
+            self.hooks("on_run_end", experiment=self.experiment, run=run)
 
     def _check_ready(
         self, item: ExperimentPhase | PhaseGroup, run: ExperimentRun, resume: str | Path | None
     ) -> None:
         """Raise errors that can be foreseen in any phase, before the first starts."""
-        checkpointing = self.experiment.checkpointing
+        checkpointing, graph = self.experiment.checkpointing, self.experiment.model_graph
         try:
             for callback in self.experiment.exp_callbacks:
                 callback.check_ready(self.experiment)
@@ -321,11 +323,11 @@ class Runner:
                 )
             for _, phase in item.paths():
                 phase.check_ready(self.experiment)
-            if self.experiment.model_graph is not None and self._on_disk(item):
-                self.experiment.model_graph._check_storable()
+            if graph is not None and self._on_disk:
+                graph._check_storable()
             # schedules are restored when a run is resumed
-            if self.experiment.model_graph is not None and resume is None:
-                check_lengths(phases_of(item), self.experiment.model_graph)
+            if graph is not None and resume is None:
+                check_lengths(item.flatten(), graph)
         except Exception as error:
             run.status, run.ended_at, run.execution_meta["error"] = "failed", run.started_at, error
             self.experiment._history.append(run)
@@ -349,16 +351,17 @@ class Runner:
         self._resumed, self.done = dict(run_info), run_info["done"]
         self._number = len(self.experiment.history) - 1
 
-    def _on_disk(self, item: ExperimentPhase | PhaseGroup) -> list[Checkpointing]:
-        """Return the checkpointings that write files during this run."""
+    @cached_property
+    def _on_disk(self) -> list[Checkpointing]:
+        """The checkpointings that write files during this run."""
+        assert self.item is not None
         checkpointings = [self.experiment.checkpointing]
-        checkpointings += [getattr(phase, "checkpointing", None) for phase in phases_of(item)]
+        checkpointings += [getattr(phase, "checkpointing", None) for phase in self.item.flatten()]
         return [c for c in checkpointings if c is not None and c.mode == "disk"]
 
     def interruptible(self) -> AbstractContextManager[Any]:
         """Return a context in which signals end the run, with a checkpoint if on disk."""
-        assert self.item is not None
-        on_disk = self._on_disk(self.item)
+        on_disk = self._on_disk
         folder = (on_disk[0].directory or self.experiment._checkpoint_dir) if on_disk else None
         if folder is None:
             spills = self.experiment.results_storage.config.memory_budget is not None
@@ -382,15 +385,16 @@ class Runner:
 
     def _seed_samplers(self, phase: ExperimentPhase) -> None:
         """Seed samplers without a seed from the experiment or the global generators."""
+        samplers, _ = samplers_and_callbacks(phase)
+        unseeded = [(i, sampler) for i, sampler in enumerate(samplers) if sampler.seed is None]
         seed = self.experiment.seed
-        if seed is None:
+        if unseeded and seed is None:
             graph = self.experiment.model_graph
             nodes = () if graph is None else graph.nodes.values()
             seed = seed_of_state(any(getattr(n, "backend", None) is Backend.TORCH for n in nodes))
-        for i, sampler in enumerate(samplers_and_callbacks(phase)[0]):
-            if sampler.seed is None:
-                names = self._number, *self._path, phase.label, i
-                sampler.seed_ = derived_seed(seed, "sampler", *names)
+        for i, sampler in unseeded:
+            names = self._number, *self._path, phase.label, i
+            sampler.seed_ = derived_seed(seed, "sampler", *names)
 
 
 def check_flags(flags: dict[str, Any]) -> dict[str, Any]:

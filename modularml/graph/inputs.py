@@ -120,10 +120,7 @@ def pieces(
             buffer[:] = [chunk]
         if upload is not None:
             chunk = upload(chunk)
-        even = (
-            all(size == chunk_sizes[0] for size in chunk_sizes[:-1])
-            and chunk_sizes[-1] <= chunk_sizes[0]
-        )
+        even = len({*chunk_sizes[:-1]}) < 2 and chunk_sizes[-1] <= chunk_sizes[0]
         yield from adapter.chunks(chunk, chunk_sizes[0] if even else chunk_sizes)
         at += n
 

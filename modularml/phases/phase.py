@@ -213,11 +213,10 @@ class ExperimentPhase(Configurable, ContextYaml):
             batch_size=None if over_batch else self.batch_size,
             phase=self.label,
         )
-        accelerator = self.accelerator or Accelerator()
-        if self.accelerator is not None:
+        accelerator, processes, options = self.accelerator, None, self.step_options()
+        if accelerator is not None:
             accelerator.place(graph)
-        processes = accelerator.processes(graph) if self.training else None
-        options = self.step_options()
+            processes = accelerator.processes(graph) if self.training else None
         if processes is not None:
             options = replace(options, parallel=True)
             for sampler in {id(b.sampler): b.sampler for b in bound}.values():
@@ -231,7 +230,7 @@ class ExperimentPhase(Configurable, ContextYaml):
             training=self.training,
             policy=self.policy,
             options=options,
-            pin_memory=accelerator.pin_memory,
+            pin_memory=accelerator is not None and accelerator.pin_memory,
             processes=processes,
             fits=self.to_fit(graph),
             live=live,

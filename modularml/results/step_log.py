@@ -58,7 +58,9 @@ class EpochSteps(Sequence[ExecutionContext]):
         """Add the outputs of a step, detached and on the host."""
         outs = ctx.outs
         if self._on_host is not True:
-            outs = self._to_host(outs)
+            outs = [adapter.to_host(o) for adapter, o in zip(self._adapters, outs, strict=True)]
+            if self._on_host is None:  # whether the first were already
+                self._on_host = all(map(is_, outs, ctx.outs))
         if self._memory.is_shared is not False:
             outs = self._memory.own(self._adapters, outs)
         self._outs.append(outs)
@@ -87,13 +89,6 @@ class EpochSteps(Sequence[ExecutionContext]):
         known = [[joined] for joined, _ in self._groups[0]] if self._groups else [[]] * len(parts)
         pairs = zip(parts, known, strict=False)
         return all(len({out.dtype for out in [*part, *one]}) == 1 for part, one in pairs)
-
-    def _to_host(self, outs: Sequence[Any]) -> Sequence[Any]:
-        """Detach outputs and move them to the host; note if the first were already."""
-        on_host = [adapter.to_host(out) for adapter, out in zip(self._adapters, outs, strict=True)]
-        if self._on_host is None:
-            self._on_host = all(map(is_, on_host, outs))
-        return on_host
 
     def close(self, table: Array | None, previous: EpochSteps | None) -> None:
         """Concatenate the outputs when the epoch is complete.
