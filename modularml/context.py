@@ -246,7 +246,7 @@ class ExperimentContext:
         if node is None:
             asked = next(x for x in (val, node_id, label) if x is not None)
             raise self._unknown(asked)
-        if not _is_a(node, enforce_type):
+        if enforce_type != "ExperimentNode" and not _is_a(node, enforce_type):
             raise TypeError(f"node {node.label!r} is a {type(node).__name__}, not a {enforce_type}")
         return node
 

@@ -7,6 +7,7 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, ClassVar
 
 from modularml._optional import loaded, require
@@ -304,6 +305,7 @@ def check_moments(state: Mapping[str, Any], names: Sequence[str]) -> None:
         )
 
 
+@cache
 def adapter_for(backend: str | Backend) -> BackendAdapter:
     """Return the adapter of a backend, importing its framework.
 

@@ -81,14 +81,20 @@ class FeatureSetReference(ExperimentNodeReference):
 
     def columns(self, domain: str, fs: Any = None) -> tuple[str, ...]:
         """Return full column names of a domain with representations resolved."""
-        fs = fs or self.resolve()
-        schema, names = fs.collection.schema, getattr(self, domain)
-        return tuple(n if n.count(".") == 2 else schema.newest(*n.split(".")) for n in names)
+        fs = self.resolve() if fs is None else fs
+        schema = fs.collection.schema
+        cache = schema.resolved  # used at the start of every epoch
+        if (self, domain) not in cache:
+            names = getattr(self, domain)
+            cache[self, domain] = tuple(
+                n if n.count(".") == 2 else schema.newest(*n.split(".")) for n in names
+            )
+        return cache[self, domain]
 
     def all_columns(self, fs: Any = None) -> list[str]:
         """Return full names of all columns: features, targets, tags."""
-        fs = fs or self.resolve()
-        cache = fs.collection.schema.resolved  # used at the start of every epoch
+        fs = self.resolve() if fs is None else fs
+        cache = fs.collection.schema.resolved
         if self not in cache:
             cache[self] = tuple(name for d in DOMAINS for name in self.columns(d, fs))
         return list(cache[self])
