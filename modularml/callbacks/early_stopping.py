@@ -11,7 +11,7 @@ from modularml.data.execution import ExecutionContext
 from modularml.engine.callback import Callback, CallbackResult, callback_registry
 from modularml.engine.monitoring import check_logged, direction
 from modularml.errors import ConfigError, MetricNotLoggedError
-from modularml.loops.patience import Patience
+from modularml.loops.stages import Patience
 from modularml.results.recording import ResultRecording
 from modularml.results.step_log import StepLog
 from modularml.results.stored_steps import packed_steps, unpacked_steps

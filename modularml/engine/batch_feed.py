@@ -18,8 +18,13 @@ from modularml.backends.tensor_operations import Processes
 from modularml.data.execution import ExecutionContext, Layout, WeightSource
 from modularml.data.lineage import Source
 from modularml.data.rows import as_slice
-from modularml.engine.alternating import AlternatingBatches
-from modularml.engine.batch_schedule import BatchSchedulingPolicy, limited, schedule, share
+from modularml.engine.batch_schedule import (
+    AlternatingBatches,
+    BatchSchedulingPolicy,
+    limited,
+    schedule,
+    share,
+)
 from modularml.engine.binding import Bound, roles_of
 from modularml.errors import ConfigError, DataError
 from modularml.graph.inputs import CHUNK_BYTES, column_tensor, frozen_outputs, pieces

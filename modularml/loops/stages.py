@@ -1,4 +1,4 @@
-"""Stages: lazy transformations of iterators of events."""
+"""Stages: lazy transformations of iterators of events, and early stopping by patience."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Literal, overload
 
+from modularml._arguments import Checked, at_least
 from modularml.errors import ConfigError
 from modularml.loops.checks import check_callable, check_int
 from modularml.loops.events import Event, Events, NotAnEventError, Stage, number, source
-from modularml.loops.patience import Patience
 
-__all__ = ["augment", "early_stop", "ema", "pipe", "take", "tap", "tick"]
+__all__ = ["Patience", "augment", "early_stop", "ema", "pipe", "take", "tap", "tick"]
 
 
 def pipe(stream: Events, *stages: Stage) -> Iterator[dict[str, Any]]:
@@ -345,3 +345,61 @@ def _decay(decay: float | None, half_life: float | None) -> float:
     if not 0 < half_life < math.inf:
         raise ConfigError(f"half_life must be positive (in events), got {half_life!r}")
     return float(0.5 ** (1.0 / half_life))
+
+
+class Patience(Checked):
+    """Count the epochs since a value last improved.
+
+    Parameters
+    ----------
+    mode : {'min', 'max'}
+        Which values are better.
+    patience : int
+        Consecutive epochs without improvement after which to stop; 0 means 1.
+    min_delta : float
+        A value must be better than the best by more than this; at least 0.
+
+    Attributes
+    ----------
+    best : float or None
+        The best value so far.
+    best_epoch : int or None
+        Epoch of the best value.
+    waited : int
+        Epochs since the best value.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is not valid.
+
+    Examples
+    --------
+    >>> watch = Patience("min", patience=2)
+    >>> [watch.update(value, epoch) for epoch, value in enumerate([3.0, 2.0, 2.0, 2.5])]
+    [True, True, False, False]
+    >>> watch.is_spent, watch.best, watch.best_epoch
+    (True, 2.0, 1)
+    """
+
+    def __init__(self, mode: Literal["min", "max"], patience: int, min_delta: float = 0.0) -> None:
+        at_least(0, patience=patience, min_delta=min_delta)
+        self.mode, self.patience, self.min_delta = mode, patience, min_delta
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.waited = 0
+
+    def update(self, value: float, epoch: int) -> bool:
+        """Record a value and return whether it is the best so far; NaN never is."""
+        best = value if self.best is None else self.best
+        gain = best - value if self.mode == "min" else value - best
+        if not math.isnan(value) and (self.best is None or gain > self.min_delta):
+            self.best, self.best_epoch, self.waited = value, epoch, 0
+            return True
+        self.waited += 1
+        return False
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the patience is used up."""
+        return self.waited >= max(1, self.patience)
