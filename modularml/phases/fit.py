@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Unpack
 
 from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
@@ -13,11 +13,17 @@ from modularml.engine.callback import Callback
 from modularml.engine.loop import Display, iterate
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.weighted_node import learners, to_fit
-from modularml.phases.phase import ExperimentPhase, bindings_from_split
+from modularml.phases.phase import ExperimentPhase, PhaseOptions, bindings_from_split
 from modularml.results.eval_results import FitResults
 from modularml.training import AppliedLoss
 
-__all__ = ["FitPhase"]
+__all__ = ["FitOptions", "FitPhase"]
+
+
+class FitOptions(PhaseOptions, total=False):
+    """Arguments of a `FitPhase` that may be omitted."""
+
+    freeze_after_fit: bool
 
 
 class FitPhase(ExperimentPhase):
@@ -85,21 +91,11 @@ class FitPhase(ExperimentPhase):
         *,
         split: str,
         losses: list[AppliedLoss] | None = None,
-        active_nodes: list[Any] | None = None,
-        freeze_after_fit: bool = True,
-        callbacks: list[Callback] | None = None,
-        accelerator: Accelerator | str | None = None,
+        **options: Unpack[FitOptions],
     ) -> FitPhase:
         """Create a phase that reads one split; see `TrainPhase.from_split`."""
-        return cls(
-            label,
-            input_sources=bindings_from_split(label, split, None, active_nodes),
-            losses=losses,
-            active_nodes=active_nodes,
-            freeze_after_fit=freeze_after_fit,
-            callbacks=callbacks,
-            accelerator=accelerator,
-        )
+        bindings = bindings_from_split(label, split, None, options.get("active_nodes"))
+        return cls(label, input_sources=bindings, losses=losses, **options)
 
     def to_fit(self, graph: ModelGraph) -> list[Any]:
         """Return the nodes that are fitted."""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from modularml.config import Configurable, decode, encode
 from modularml.context import is_run_again
-from modularml.engine.batch_schedule import BatchSchedulingPolicy
 from modularml.engine.binding import InputBinding
-from modularml.engine.callback import Callback
 from modularml.errors import RegistrationError, UnknownNameError, expect
 from modularml.graph.files import ContextYaml
-from modularml.phases.fit import FitPhase
+from modularml.phases.fit import FitOptions, FitPhase
 from modularml.phases.phase import ExperimentPhase
-from modularml.phases.train_eval import EvalPhase, TrainPhase
+from modularml.phases.train_eval import EvalOptions, EvalPhase, TrainOptions, TrainPhase
 from modularml.training import AppliedLoss
 
 __all__ = ["PhaseGroup"]
@@ -107,16 +105,11 @@ class PhaseGroup(Configurable, ContextYaml):
         *,
         input_sources: list[InputBinding],
         losses: list[AppliedLoss],
-        n_epochs: int = 1,
-        active_nodes: list[Any] | None = None,
-        batch_schedule: BatchSchedulingPolicy | str = BatchSchedulingPolicy.ZIP_STRICT,
-        callbacks: list[Callback] | None = None,
-        **options: Any,
+        **options: Unpack[TrainOptions],
     ) -> PhaseGroup:
         """Create a `TrainPhase`, append it and return this group; takes its options."""
-        options |= {"active_nodes": active_nodes, "callbacks": callbacks, "n_epochs": n_epochs}
-        options |= {"losses": losses, "batch_schedule": batch_schedule}
-        return self.add_phase(TrainPhase(label, input_sources=input_sources, **options))
+        phase = TrainPhase(label, input_sources=input_sources, losses=losses, **options)
+        return self.add_phase(phase)
 
     def add_eval_phase(
         self,
@@ -124,13 +117,11 @@ class PhaseGroup(Configurable, ContextYaml):
         *,
         input_sources: list[InputBinding],
         losses: list[AppliedLoss] | None = None,
-        active_nodes: list[Any] | None = None,
-        callbacks: list[Callback] | None = None,
-        **options: Any,
+        **options: Unpack[EvalOptions],
     ) -> PhaseGroup:
         """Create an `EvalPhase`, append it and return this group."""
-        options |= {"losses": losses, "active_nodes": active_nodes, "callbacks": callbacks}
-        return self.add_phase(EvalPhase(label, input_sources=input_sources, **options))
+        phase = EvalPhase(label, input_sources=input_sources, losses=losses, **options)
+        return self.add_phase(phase)
 
     def add_fit_phase(
         self,
@@ -138,15 +129,11 @@ class PhaseGroup(Configurable, ContextYaml):
         *,
         input_sources: list[InputBinding],
         losses: list[AppliedLoss] | None = None,
-        active_nodes: list[Any] | None = None,
-        freeze_after_fit: bool = True,
-        callbacks: list[Callback] | None = None,
-        **options: Any,
+        **options: Unpack[FitOptions],
     ) -> PhaseGroup:
         """Create a `FitPhase`, append it and return this group."""
-        options |= {"losses": losses, "active_nodes": active_nodes, "callbacks": callbacks}
-        options["freeze_after_fit"] = freeze_after_fit
-        return self.add_phase(FitPhase(label, input_sources=input_sources, **options))
+        phase = FitPhase(label, input_sources=input_sources, losses=losses, **options)
+        return self.add_phase(phase)
 
     add_fit = add_fitting = add_fit_phase
     add_train = add_training = add_train_phase

@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.accelerator import Accelerator
@@ -30,7 +30,15 @@ from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 from modularml.viz import Diagram, DiagramEdge, DiagramNode
 
-__all__ = ["ExperimentPhase", "all_of", "labels_of"]
+__all__ = ["ExperimentPhase", "PhaseOptions", "all_of", "labels_of"]
+
+
+class PhaseOptions(TypedDict, total=False):
+    """Arguments of every phase that may be omitted."""
+
+    active_nodes: list[Any] | None
+    callbacks: list[Callback] | None
+    accelerator: Accelerator | str | None
 
 
 class ExperimentPhase(Configurable, ContextYaml):

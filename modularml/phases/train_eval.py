@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from numbers import Integral
-from typing import Any, Literal
+from operator import attrgetter
+from typing import Any, Literal, Unpack
 
 from modularml._warning import warn
 from modularml.backends import StepOptions
@@ -27,7 +28,13 @@ from modularml.engine.monitoring import check_logged
 from modularml.errors import ConfigError, LossError, NonFiniteLossError, UnknownNameError
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode
-from modularml.phases.phase import ExperimentPhase, all_of, bindings_from_split, labels_of
+from modularml.phases.phase import (
+    ExperimentPhase,
+    PhaseOptions,
+    all_of,
+    bindings_from_split,
+    labels_of,
+)
 from modularml.results.eval_results import EvalResults
 from modularml.results.phase_results import PhaseResults, TrainResults
 from modularml.results.recording import ResultRecording
@@ -36,7 +43,33 @@ from modularml.results.scores import Metrics, Score, find_scores, scores_by_name
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 
-__all__ = ["EvalPhase", "TrainPhase"]
+__all__ = ["EvalOptions", "EvalPhase", "TrainOptions", "TrainPhase"]
+
+
+class TrainOptions(PhaseOptions, total=False):
+    """Arguments of a `TrainPhase` that may be omitted."""
+
+    n_epochs: int
+    batch_schedule: BatchSchedulingPolicy | str
+    checkpointing: Checkpointing | None
+    result_recording: ResultRecording | str
+    accumulate: int
+    precision: Literal["float32", "bf16", "fp16"]
+    compile: bool
+    on_nonfinite: Literal["raise", "skip", "stop"]
+    freeze: list[Any] | None
+    limit_batches: float | None
+
+
+class EvalOptions(PhaseOptions, total=False):
+    """Arguments of an `EvalPhase` that may be omitted."""
+
+    batch_size: int | None
+    metrics: Metrics | None
+    group_by: str | None
+    per: str | None
+    reduce: Reduce
+    limit_batches: float | None
 
 
 class TrainPhase(ExperimentPhase):
@@ -176,21 +209,11 @@ class TrainPhase(ExperimentPhase):
         split: str,
         sampler: BaseSampler,
         losses: list[AppliedLoss],
-        n_epochs: int = 1,
-        active_nodes: list[Any] | None = None,
-        batch_schedule: BatchSchedulingPolicy | str = BatchSchedulingPolicy.ZIP_STRICT,
-        callbacks: list[Callback] | None = None,
-        checkpointing: Checkpointing | None = None,
-        result_recording: ResultRecording | str = ResultRecording.ALL,
-        accelerator: Accelerator | str | None = None,
-        accumulate: int = 1,
-        precision: Literal["float32", "bf16", "fp16"] = "float32",
-        compile: bool = False,
-        on_nonfinite: Literal["raise", "skip", "stop"] = "raise",
-        freeze: list[Any] | None = None,
-        limit_batches: float | None = None,
+        **options: Unpack[TrainOptions],
     ) -> TrainPhase:
         """Create a phase whose head nodes all read one split through one sampler.
+
+        Other options are those of the constructor.
 
         Raises
         ------
@@ -201,34 +224,13 @@ class TrainPhase(ExperimentPhase):
         """
         if not isinstance(sampler, BaseSampler):
             raise ConfigError(f"sampler must be a sampler such as SimpleSampler, got {sampler!r}")
-        return cls(
-            label,
-            input_sources=bindings_from_split(label, split, sampler, active_nodes),
-            losses=losses,
-            n_epochs=n_epochs,
-            active_nodes=active_nodes,
-            batch_schedule=batch_schedule,
-            callbacks=callbacks,
-            checkpointing=checkpointing,
-            result_recording=result_recording,
-            accelerator=accelerator,
-            accumulate=accumulate,
-            precision=precision,
-            compile=compile,
-            on_nonfinite=on_nonfinite,
-            freeze=freeze,
-            limit_batches=limit_batches,
-        )
+        bindings = bindings_from_split(label, split, sampler, options.get("active_nodes"))
+        return cls(label, input_sources=bindings, losses=losses, **options)
 
-    @property
-    def batch_schedule(self) -> BatchSchedulingPolicy:
-        """How the batches of several samplers are combined."""
-        return self.policy
-
-    @property
-    def result_recording(self) -> ResultRecording:
-        """Which steps are recorded."""
-        return self.recording
+    batch_schedule = property(
+        attrgetter("policy"), doc="How the batches of several samplers are combined."
+    )
+    result_recording = property(attrgetter("recording"), doc="Which steps are recorded.")
 
     @property
     def checkpointing(self) -> Checkpointing | None:
@@ -308,10 +310,8 @@ class TrainPhase(ExperimentPhase):
     def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]:
         """Return the function that runs one batch."""
         step = super().step_of(feed)
-        return step if self.on_nonfinite != "stop" else self._or_stop(step)
 
-    def _or_stop(self, step: Callable[..., None]) -> Callable[[ExecutionContext], None]:
-        def run(ctx: ExecutionContext) -> None:
+        def step_or_stop(ctx: ExecutionContext) -> None:
             try:
                 step(ctx)
             except NonFiniteLossError as error:
@@ -319,7 +319,7 @@ class TrainPhase(ExperimentPhase):
                 self.request_stop()
                 raise EpochOverError from error
 
-        return run
+        return step if self.on_nonfinite != "stop" else step_or_stop
 
     def iter_execution(
         self,
@@ -483,31 +483,11 @@ class EvalPhase(ExperimentPhase):
         *,
         split: str,
         losses: list[AppliedLoss] | None = None,
-        active_nodes: list[Any] | None = None,
-        batch_size: int | None = None,
-        callbacks: list[Callback] | None = None,
-        accelerator: Accelerator | str | None = None,
-        metrics: Metrics | None = None,
-        group_by: str | None = None,
-        per: str | None = None,
-        reduce: Reduce = "mean",
-        limit_batches: float | None = None,
+        **options: Unpack[EvalOptions],
     ) -> EvalPhase:
         """Create a phase that reads one split; see `TrainPhase.from_split`."""
-        return cls(
-            label,
-            input_sources=bindings_from_split(label, split, None, active_nodes),
-            losses=losses,
-            active_nodes=active_nodes,
-            batch_size=batch_size,
-            callbacks=callbacks,
-            accelerator=accelerator,
-            metrics=metrics,
-            group_by=group_by,
-            per=per,
-            reduce=reduce,
-            limit_batches=limit_batches,
-        )
+        bindings = bindings_from_split(label, split, None, options.get("active_nodes"))
+        return cls(label, input_sources=bindings, losses=losses, **options)
 
     def iter_execution(
         self,
