@@ -64,6 +64,9 @@ class Stream:
     {'epoch': 2, 'iteration': 6}
     """
 
+    _loader: Any
+    _iterator: Iterator[Any] | None
+
     def __init__(self, loader: Iterable[Any]) -> None:
         self.set_loader(loader)
         self._epoch = self._iteration = 0
@@ -84,7 +87,8 @@ class Stream:
     @property
     def loader(self) -> Iterable[Any]:
         """The wrapped loader; `set_loader` changes it."""
-        return self._loader
+        loader: Iterable[Any] = self._loader
+        return loader
 
     def epochs(
         self, max_epoch: float, epoch_size: float | None = None, *, show_progress: bool = True
@@ -232,8 +236,7 @@ class Stream:
             raise ConfigError(f"loader must be an iterable of batches, got {loader!r}")
         if _length(loader) == 0:
             raise ConfigError("loader must not be empty, got one of length 0")
-        self._loader: Any = loader
-        self._iterator: Iterator[Any] | None = None
+        self._loader, self._iterator = loader, None
         self._is_exhausted = False  # whether the loader is an iterator without further items
 
     def state_dict(self) -> dict[str, Any]:

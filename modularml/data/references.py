@@ -11,7 +11,7 @@ from typing import Any
 
 from modularml.config import Configurable
 from modularml.context import ExperimentContext
-from modularml.data.schema import DOMAINS
+from modularml.data.schema import DOMAINS, SampleSchema
 
 __all__ = [
     "ExperimentNodeReference",
@@ -82,7 +82,7 @@ class FeatureSetReference(ExperimentNodeReference):
     def columns(self, domain: str, fs: Any = None) -> tuple[str, ...]:
         """Return full column names of a domain with representations resolved."""
         fs = self.resolve() if fs is None else fs
-        schema = fs.collection.schema
+        schema: SampleSchema = fs.collection.schema
         cache = schema.resolved  # used at the start of every epoch
         if (self, domain) not in cache:
             names = getattr(self, domain)
