@@ -22,8 +22,8 @@ from modularml.backends.stacking import NotStackableError, Stack, StackMember
 from modularml.data.execution import ExecutionContext
 from modularml.engine.interruption import Signals, is_interruption, shared_signals
 from modularml.engine.loop import RunningEpoch, batch_runner, run_batches
+from modularml.graph.inputs import run_step
 from modularml.graph.model_node import ModelNode
-from modularml.graph.running import run_step
 from modularml.io.randomness import (
     exclusive_randomness,
     one_owner,

@@ -23,6 +23,7 @@ from modularml.engine.lr_scheduling import check_lengths
 from modularml.engine.run_state import RunState, restored_on_error, samplers_and_callbacks
 from modularml.errors import UnknownNameError
 from modularml.experiment.resume import config_hash, described_run, resume_from
+from modularml.graph.files import check_storable
 from modularml.io.atomic import Owned
 from modularml.io.randomness import (
     OwnRandomness,
@@ -324,7 +325,7 @@ class Runner:
             for _, phase in item.paths():
                 phase.check_ready(self.experiment)
             if graph is not None and self._on_disk:
-                graph._check_storable()
+                check_storable(graph)
             # schedules are restored when a run is resumed
             if graph is not None and resume is None:
                 check_lengths(item.flatten(), graph)

@@ -24,7 +24,15 @@ from modularml.experiment.history import (
     unpacked_history,
 )
 from modularml.experiment.resume import PlanState
-from modularml.graph.files import ContextYaml, attach_rows, graph_from
+from modularml.graph.files import (
+    ContextYaml,
+    attach_rows,
+    check_ties,
+    file_backends,
+    file_state,
+    graph_from,
+    set_file_state,
+)
 from modularml.graph.model_graph import ModelGraph
 from modularml.io import inspect, limits
 from modularml.io.artifact import Contents, read_artifact, write_artifact
@@ -97,7 +105,7 @@ class ExperimentFiles(ContextYaml):
         config: Any = self.get_config  # type: ignore[attr-defined]
         graph = self._ctx.model_graph
         if graph is not None:
-            graph._check_ties()
+            check_ties(graph)
         if not rows and graph is not None:
             warn_of_stored_rows(graph)
         state = partial(self._file_state, rows, rows if results is None else results)
@@ -294,7 +302,7 @@ class ExperimentFiles(ContextYaml):
                     "model graph; define the experiment as it was saved, or pass strict=False"
                 )
             if graph is not None and graph_state is not None:
-                graph._restore(graph_state)
+                graph.set_state({**graph_state, "is_built": True})
             if whole:
                 plan.set(state["plan"], names, strict=strict and same_plan)
             self._history[:] = history
@@ -350,7 +358,7 @@ class ExperimentFiles(ContextYaml):
             overwrite=overwrite,
             ids={i: node.label for i, node in self._ctx.available_nodes.items()},
             facts={
-                "backends": {} if graph is None else graph._file_backends(),
+                "backends": {} if graph is None else file_backends(graph),
                 "classes": absent_classes([*self._plan.flatten(), *self._callbacks]),
             },
             package_code=package_code,
@@ -428,7 +436,7 @@ class ExperimentFiles(ContextYaml):
         graph = self._ctx.model_graph
         with self._ctx.activate():
             return {
-                "model_graph": None if graph is None else graph._file_state(),
+                "model_graph": None if graph is None else file_state(graph),
                 "plan": PlanState(self._plan).get() if results else None,
                 "plan_names": PlanState(self._plan).names,
                 **({"history": packed_history(self._history, results)} if history else {}),
@@ -485,7 +493,7 @@ def _built(cls: Any, contents: Contents, ctx: ExperimentContext) -> Any:
         fs.set_state(rows)
     if config["model_graph"] is not None:
         graph = graph_from(ModelGraph, config["model_graph"]["params"], contents.ids)
-        graph._set_file_state(state["model_graph"])
+        set_file_state(graph, state["model_graph"])
     callbacks = [callback_from(c, contents) for c in config["callbacks"]]
     options = {name: decode(config[name]) for name in _OPTIONS if name in config}
     experiment = cls(

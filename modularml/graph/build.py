@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,15 +15,16 @@ from modularml.backends import Backend, adapter_for
 from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import ColumnSpec, SampleSchema
-from modularml.errors import GraphError, ShapeError
+from modularml.errors import GraphError, NotFittedError, ShapeError
 from modularml.graph.lineage import lineages_of, mask_above, masks_of, resolve_id, source_columns_of
 from modularml.graph.merge import side_by_side
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
+from modularml.graph.node_graph import id_among
 from modularml.graph.program import backends_of
 from modularml.models.base import Place
 
-__all__ = ["build_nodes", "columns_shape", "input_shapes", "output_shape"]
+__all__ = ["build_nodes", "columns_shape", "input_shapes", "output_shape", "ready"]
 
 
 def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = False) -> bool:
@@ -76,6 +77,35 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
                 f"node {node.label!r} does not fit what it reads ({input_shapes}): {error}"
             ).with_code("MML-402") from error
     return None not in shapes.values()
+
+
+def ready(
+    nodes: Sequence[ComputeNode],
+    among: Mapping[str, ComputeNode],
+    needed: Iterable[ComputeNode],
+    fits: Sequence[ComputeNode],
+) -> list[ComputeNode]:
+    """Return nodes without those that wait for an estimator fitted in this step.
+
+    Raises
+    ------
+    NotFittedError
+        If a node that is needed cannot be built before an upstream estimator is fitted.
+    """
+    waiting: dict[str, ComputeNode] = {}
+    for node in nodes:
+        upstream = {id_among(among, node, ref) for ref in node.node_refs}
+        unbuilt = isinstance(node, ModelNode) and not node.is_built
+        if unbuilt or not upstream.isdisjoint(waiting):
+            waiting[node.node_id] = node
+    if waiting and (not fits or any(n.node_id in waiting for n in needed)):
+        node = next(iter(waiting.values()))
+        raise NotFittedError(
+            f"node {node.label!r} cannot be built before {node.upstream_refs[0].node_label!r}, "
+            "which it reads from, is fitted, as only the fit determines its output shape; "
+            "run a FitPhase on that node first"
+        )
+    return [n for n in nodes if n.node_id not in waiting]
 
 
 def columns_shape(

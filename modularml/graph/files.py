@@ -1,18 +1,19 @@
-"""Saving and loading of graphs, and their checkpoints."""
+"""Files of graphs: their state, nodes, ids and FeatureSets."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from modularml._warning import warn
+from modularml.backends import BackendAdapter, adapter_for
 from modularml.config import decode
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet
-from modularml.data.packing import packed_without_rows, scalers_fingerprint, unpacked
+from modularml.data.packing import scalers_fingerprint, unpacked
 from modularml.errors import (
     ConfigError,
     MMLKindError,
@@ -21,11 +22,25 @@ from modularml.errors import (
     UnknownNameError,
     expect,
 )
+from modularml.graph.model_node import ModelNode
+from modularml.graph.steps import GraphSteps
 from modularml.io import limits
 from modularml.io.artifact import Contents, YamlMixin, read_artifact, write_artifact
-from modularml.training import Optimizer
 
-__all__ = ["ContextYaml", "GraphFiles", "attach_rows", "graph_from", "use_ids"]
+__all__ = [
+    "ContextYaml",
+    "attach_rows",
+    "check_storable",
+    "check_ties",
+    "file_backends",
+    "file_state",
+    "graph_from",
+    "read_graph",
+    "set_file_state",
+    "use_ids",
+    "use_sets",
+    "write_graph",
+]
 
 
 class ContextYaml(YamlMixin):
@@ -42,216 +57,104 @@ class ContextYaml(YamlMixin):
         return labels, ids, ctx.beside(see_sets=True) if cls.makes_nodes else nullcontext()
 
 
-class GraphFiles(ContextYaml):
-    """`save`, `load` and checkpoints of a `ModelGraph`."""
+def check_storable(graph: GraphSteps) -> None:
+    """Refuse models that a checkpoint cannot hold, as far as known before training.
 
-    artifact_kind = "mg"
-    makes_nodes = True
-    _ctx: ExperimentContext
-    _nodes: dict[str, Any]
-    _optimizer: Optimizer | None
-    label: str
-
-    def save(
-        self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
-    ) -> Path:
-        """Write everything that `predict` needs to a file ``name.mg.mml``.
-
-        The file holds nodes, weights and optimizers, and the columns and fitted scalers of each
-        FeatureSet that the graph reads, but no rows.
-
-        Raises
-        ------
-        MMLExistsError
-            If the file exists and `overwrite` is false.
-        MMLError
-            If a part cannot be stored as data, or the file cannot be written.
-        """
-        self._check_ties()  # type: ignore[attr-defined]
-        config: Any = self.get_config  # type: ignore[attr-defined]
-        refs = [ref for node in self._nodes.values() for ref in node.feature_refs]
-        labels = {ref.node_label for ref in refs if self._ctx.has_node(label=ref.node_label)}
-
-        def state() -> dict[str, Any]:
-            sets: list[Any] = [self._ctx.get_node(label=label) for label in sorted(labels)]
-            featuresets = {
-                fs.label: packed_without_rows({**fs.get_state(), "splits": {}}) for fs in sets
-            }
-            return {**self._file_state(), "featuresets": featuresets}
-
-        return self._write(filepath, "mg", config, overwrite, package_code, state)
-
-    @classmethod
-    def load(
-        cls,
-        filepath: str | Path,
-        *,
-        allow_packaged_code: bool | str = False,
-        overwrite: bool = False,
-        custom_objects: Mapping[str, Any] | None = None,
-        allow_import: Iterable[str] = (),
-    ) -> Self:
-        """Read a graph and its nodes from a file of a graph, or from that of an experiment.
-
-        Parameters
-        ----------
-        filepath : path-like
-            With or without its suffix. Of an experiment, phases, callbacks and history are not
-            built, so their classes may be missing.
-        allow_packaged_code : bool or str
-            Whether code that the author packaged may run; see `BaseModel.load`.
-        overwrite : bool
-            Whether nodes with the same ids or labels, and the graph of the active context, are
-            replaced. If not, the loaded graph gets a context of its own on a conflict.
-        custom_objects, allow_import
-            How your own classes are found; see `BaseModel.load`.
-
-        Notes
-        -----
-        The graph reads from FeatureSets of the active context with the same labels; a warning names
-        each whose scalers differ from those in the file. The others are created from the file: they
-        have columns and scalers, so `predict` works, but no rows until `attach`.
-
-        Raises
-        ------
-        MMLError
-            If the file is damaged, newer, or of another kind. Nothing is changed then.
-        """
-        trusted = allow_packaged_code, custom_objects, allow_import
+    Raises
+    ------
+    ConfigError
+        With the node, its model and a remedy.
+    """
+    for node in graph._learning():
         try:
-            contents = read_artifact(filepath, "mg", *trusted)
-        except (MMLKindError, MMLNotFoundError) as error:
-            try:
-                contents = read_artifact(filepath, "exp", *trusted)
-            except (MMLKindError, MMLNotFoundError):
-                raise error from None
-        ctx = ExperimentContext.get_active()
-        use_ids(contents, ctx, overwrite)
-        with contents.building(), ctx.beside(overwrite=overwrite, see_sets=True) as beside:
-            state = contents.state()
-            for label, data in state.get("featuresets", {}).items():
-                _use_set(label, unpacked(data), contents.ids[label], beside)
-            config, state = _graph_of(contents, state)
-            graph: Self = graph_from(cls, config, contents.ids)
-            graph._set_file_state(state)
-        return graph
-
-    def attach(self, *sets: FeatureSet) -> None:
-        """Attach rows, which the file of a graph does not hold; see `FeatureSet.attach`."""
-        attach_rows(self._ctx, sets)
-
-    def save_checkpoint(
-        self, filepath: str | Path, *, overwrite: bool = False, meta: dict[str, Any] | None = None
-    ) -> Path:
-        """Write weights and optimizers to a file ``name.ckpt.mml``.
-
-        Parameters
-        ----------
-        filepath : path-like
-        overwrite : bool
-        meta : dict, optional
-            Plain data of your own, stored with the checkpoint.
-        """
-        config = {"label": self.label, "meta": dict(meta or {})}
-        return self._write(filepath, "ckpt", lambda: config, overwrite)
-
-    def restore_checkpoint(self, filepath: str | Path) -> Self:
-        """Restore a checkpoint of a graph, or of its experiment, matching nodes by label.
-
-        Returns this graph.
-
-        Raises
-        ------
-        MMLError
-            If the file is damaged or belongs to another graph. Nothing is changed then.
-        """
-        contents = read_artifact(filepath, "ckpt")
-        with contents.building():
-            state = contents.state()
-            state = state["model_graph"] if contents.type == "Experiment" else state
-        if contents.type not in ("ModelGraph", "Experiment") or state is None:
-            problem = f"is a checkpoint of an {contents.type} without a ModelGraph"
-            raise MMLKindError(limits.OTHER_KIND, contents.path, "", problem)
-        with contents.building():
-            self._restore(state)
-        return self
-
-    def _check_storable(self) -> None:
-        """Refuse models that a checkpoint cannot hold, as far as known before training.
-
-        Raises
-        ------
-        ConfigError
-            With the node, its model and a remedy.
-        """
-        graph: Any = self
-        for node in graph._learning():
-            try:
-                node.model.check_storable()
-            except ModularMLError as error:
-                raise ConfigError(
-                    f"this run writes checkpoints, which cannot hold the {node.model.shown_name} "
-                    f"of node {node.label!r}: {error}. Use another model, or run without "
-                    "checkpoints on disk (Checkpointing(mode='memory')) and with n_jobs=1"
-                ) from error
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        """Restore a state; on an error the graph is unchanged."""
-        self.set_state({**state, "is_built": True})  # type: ignore[attr-defined]
-
-    def _write(
-        self,
-        filepath: str | Path,
-        kind: str,
-        config: Any,
-        overwrite: bool,
-        package_code: bool = False,
-        state: Callable[[], Any] | None = None,
-    ) -> Path:
-        return write_artifact(
-            filepath,
-            kind,
-            "ModelGraph",
-            config,
-            state or self._file_state,
-            overwrite=overwrite,
-            ids={i: node.label for i, node in self._nodes.items()},
-            others={i: fs.label for i, fs in self._ctx.available_featuresets.items()},
-            facts={"backends": self._file_backends()},
-            package_code=package_code,
-        )
-
-    def _file_backends(self) -> dict[str, str]:
-        return {n.label: n.backend.value for n in self._nodes.values() if hasattr(n, "backend")}
-
-    def _file_state(self) -> dict[str, Any]:
-        graph: Any = self
-        if any(n.model.has_own_weights and not n.is_built for n in graph._learning()):
-            graph.build()  # else their weights would be lost
-        state: dict[str, Any] = graph.get_state()
-        if shared := graph._shared():
-            state["shared"] = [list(pair) for pair in shared]
-        models = [node["model"] for node in state["nodes"].values() if "model" in node]
-        return {**state, "is_built": bool(models) and all(models)}
-
-    def _set_file_state(self, state: Mapping[str, Any]) -> None:
-        """Restore weights with their shapes, so that no rows are needed."""
-        graph: Any = self
-        graph._restore_state(state)
-        graph._tie(state.get("shared", ()))
-        refs = [ref for node in self._nodes.values() for ref in node.feature_refs]
-        available = {fs.label for fs in self._ctx.available_featuresets.values()}
-        if state["is_built"] and all(ref.node_label in available for ref in refs):
-            graph.build()
+            node.model.check_storable()
+        except ModularMLError as error:
+            raise ConfigError(
+                f"this run writes checkpoints, which cannot hold the {node.model.shown_name} "
+                f"of node {node.label!r}: {error}. Use another model, or run without "
+                "checkpoints on disk (Checkpointing(mode='memory')) and with n_jobs=1"
+            ) from error
 
 
-def _graph_of(contents: Contents, state: Any) -> tuple[Any, Any]:
-    """Return config and state of the graph in a file."""
-    if contents.type != "Experiment":
-        return contents.config, state
+def file_backends(graph: GraphSteps) -> dict[str, str]:
+    """Return the framework of each node by label."""
+    return {n.label: n.backend.value for n in graph._nodes.values() if hasattr(n, "backend")}
+
+
+def file_state(graph: Any) -> dict[str, Any]:
+    """Return the state of a graph for a file; weights passed with models are built first."""
+    if any(n.model.has_own_weights and not n.is_built for n in graph._learning()):
+        graph.build()  # else their weights would be lost
+    state: dict[str, Any] = graph.get_state()
+    if shared := [p for adapter, modules in _by_backend(graph) for p in adapter.shared(modules)]:
+        state["shared"] = [list(pair) for pair in shared]
+    models = [node["model"] for node in state["nodes"].values() if "model" in node]
+    return {**state, "is_built": bool(models) and all(models)}
+
+
+def set_file_state(graph: Any, state: Mapping[str, Any]) -> None:
+    """Restore weights with their shapes, so that no rows are needed."""
+    graph._restore_state(state)
+    for label, name, other, other_name in state.get("shared", ()):
+        first, second = (graph.get_node(x) for x in (label, other))
+        if isinstance(first, ModelNode) and isinstance(second, ModelNode):
+            adapter = adapter_for(first.backend)
+            adapter.tie(first.model.module, name, second.model.module, other_name)
+    refs = [ref for node in graph._nodes.values() for ref in node.feature_refs]
+    available = {fs.label for fs in graph._ctx.available_featuresets.values()}
+    if state["is_built"] and all(ref.node_label in available for ref in refs):
+        graph.build()
+
+
+def check_ties(graph: GraphSteps) -> None:
+    """Refuse shared weights that files cannot restore; see `BackendAdapter.check_ties`."""
+    for adapter, modules in _by_backend(graph):
+        adapter.check_ties(modules)
+
+
+def _by_backend(graph: GraphSteps) -> Iterator[tuple[BackendAdapter, dict[str, Any]]]:
+    """Iterate over frameworks, each with the modules of its nodes by label."""
+    for backend in sorted(graph._backends(), key=lambda b: b.value):
+        modules = {n.label: n.model.module for n in graph._learning() if n.backend is backend}
+        yield adapter_for(backend), modules
+
+
+def write_graph(
+    graph: GraphSteps,
+    filepath: str | Path,
+    kind: str,
+    config: Callable[[], Any],
+    state: Callable[[], Any],
+    overwrite: bool,
+    package_code: bool = False,
+) -> Path:
+    """Write an artifact of a graph."""
+    return write_artifact(
+        filepath,
+        kind,
+        "ModelGraph",
+        config,
+        state,
+        overwrite=overwrite,
+        ids={i: node.label for i, node in graph.nodes.items()},
+        others={i: fs.label for i, fs in graph.context.available_featuresets.items()},
+        facts={"backends": file_backends(graph)},
+        package_code=package_code,
+    )
+
+
+def read_graph(filepath: str | Path, *trusted: Any) -> Contents:
+    """Read the file of a graph, or else that of an experiment, which must have one."""
+    try:
+        return read_artifact(filepath, "mg", *trusted)
+    except (MMLKindError, MMLNotFoundError) as error:
+        try:
+            contents = read_artifact(filepath, "exp", *trusted)
+        except (MMLKindError, MMLNotFoundError):
+            raise error from None
     if contents.config["model_graph"] is None:
         raise MMLKindError(limits.OTHER_KIND, contents.path, "", "is an experiment without a graph")
-    return contents.config["model_graph"]["params"], state["model_graph"]
+    return contents
 
 
 def use_ids(contents: Contents, ctx: ExperimentContext, overwrite: bool) -> None:
@@ -262,18 +165,21 @@ def use_ids(contents: Contents, ctx: ExperimentContext, overwrite: bool) -> None
     contents.use_ids(contents.ids)
 
 
-def _use_set(label: str, state: dict[str, Any], node_id: str, ctx: ExperimentContext) -> None:
-    """Use the FeatureSet of this label, or create one from the file's columns."""
-    if not ctx.has_node(node_id=node_id):
-        FeatureSet(label, state["collection"], node_id=node_id).set_state(state)
-        return
-    existing: Any = ctx.get_node(node_id=node_id)
-    if scalers_fingerprint(existing.scaler_records) != scalers_fingerprint(state["scaler_records"]):
-        warn(
-            f"the scalers of FeatureSet {label!r} differ from those that the graph was saved "
-            "with, and predictions use the current ones. Load the graph in a context without "
-            "this FeatureSet to use those of the file"
-        )
+def use_sets(states: Mapping[str, Any], ids: Mapping[str, str], ctx: ExperimentContext) -> None:
+    """Use the FeatureSets of these labels, or create those that are missing from their columns."""
+    for label, packed in states.items():
+        state, node_id = unpacked(packed), ids[label]
+        if not ctx.has_node(node_id=node_id):
+            FeatureSet(label, state["collection"], node_id=node_id).set_state(state)
+            continue
+        existing: Any = ctx.get_node(node_id=node_id)
+        saved = scalers_fingerprint(state["scaler_records"])
+        if scalers_fingerprint(existing.scaler_records) != saved:
+            warn(
+                f"the scalers of FeatureSet {label!r} differ from those that the graph was saved "
+                "with, and predictions use the current ones. Load the graph in a context without "
+                "this FeatureSet to use those of the file"
+            )
 
 
 def attach_rows(ctx: ExperimentContext, sets: Iterable[FeatureSet]) -> None:

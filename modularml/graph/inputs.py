@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from modularml._typing import Array, IntArray
 from modularml.backends import BackendAdapter, backend_of
+from modularml.backends.base import NotFiniteError
 from modularml.data.batch import Batch, BatchView, RoleData, SampleData, as_numpy
 from modularml.data.collection import SampleCollection, block_rows
 from modularml.data.execution import ExecutionContext
@@ -18,13 +19,13 @@ from modularml.data.mapping import MappedRows, write_rows
 from modularml.data.padding import held, step_weights
 from modularml.data.rows import as_slice
 from modularml.data.view import FeatureSetView
-from modularml.errors import DataError, GraphError
+from modularml.errors import DataError, GraphError, NonFiniteLossError
 from modularml.graph.calling import check_cast, may_change
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.program import converted
 from modularml.graph.sample_weights import mean_one
 
-__all__ = ["column_tensor", "fill", "frozen_outputs", "not_finite", "pieces", "stacked"]
+__all__ = ["column_tensor", "fill", "frozen_outputs", "not_finite", "pieces", "run_step", "stacked"]
 
 CHUNK_BYTES = 4 * 2**20
 BLOCK_ROWS = 2**16
@@ -191,6 +192,11 @@ def fill(plan: StepPlan, ctx: ExecutionContext) -> list[Any]:
     GraphError
         If an input is missing or of an unsupported kind.
     """
+    views = {} if ctx.layout is None else dict(ctx.layout.views)
+    for key, value in ctx.inputs.items():
+        if isinstance(value, BatchView):
+            views[Source(*key)] = value.source
+    ctx.layout = replace(plan.layout, views=views)
     return [_input_tensor(plan, ctx, slot) for slot in plan.slots]
 
 
@@ -383,3 +389,32 @@ def not_finite(plan: StepPlan, ctx: ExecutionContext, batch: int) -> dict[str, l
             rows_read = ctx.rows_of(slot.source, batch).get(slot.role, np.empty(0, np.int64))
             rows.update(rows_read[(rows_read >= 0) & bad[rows_read]].tolist())
     return {"columns": list(columns), "rows": sorted(rows)}
+
+
+def run_step(
+    ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], tensors: Any = None
+) -> None:
+    """Run a step on tensors, by default its own, and write the results to its context.
+
+    Raises
+    ------
+    NonFiniteLossError
+        If a loss is NaN or infinite, with its position in the phase.
+    """
+    try:
+        ctx.values, ctx.outs = step(ctx.tensors if tensors is None else tensors)
+    except NotFiniteError as error:
+        label, node_id = plan.layout.losses[error.place]
+        raise NonFiniteLossError(
+            phase=ctx.phase_label,
+            epoch=ctx.epoch_idx,
+            batch=ctx.batch_idx,
+            node=plan.layout.labels[node_id],
+            loss=label if error.of == "loss" else f"{label} ({error.of})",
+            value=error.value,
+            **not_finite(plan, ctx, ctx.batch_idx),
+        ) from None
+    except Exception as error:
+        error.add_note(f"(phase {ctx.phase_label!r}, epoch {ctx.epoch_idx}, batch {ctx.batch_idx})")
+        raise
+    ctx.layout = ctx.layout or plan.layout

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from modularml._warning import warn
 from modularml.audit import AuditWarning
-from modularml.backends import adapter_for
 from modularml.config import Configurable, Stateful, decode, encode
 from modularml.context import ExperimentContext
-from modularml.data import FeatureSetView
-from modularml.errors import ConfigError
-from modularml.graph import topology
-from modularml.graph.build import build_nodes
-from modularml.graph.edit import unchanged_on_error
-from modularml.graph.editing import GraphEditing
+from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.packing import packed_without_rows
+from modularml.errors import MMLKindError
 from modularml.graph.export import export
-from modularml.graph.files import GraphFiles
-from modularml.graph.model_node import ModelNode
-from modularml.graph.node import ComputeNode, GraphNode
-from modularml.graph.plan import StepPlan
-from modularml.graph.plan_key import PlanKey
+from modularml.graph.files import (
+    ContextYaml,
+    attach_rows,
+    check_ties,
+    file_state,
+    graph_from,
+    read_graph,
+    set_file_state,
+    use_ids,
+    use_sets,
+    write_graph,
+)
+from modularml.graph.node import GraphNode
 from modularml.graph.predict import predict
-from modularml.graph.running import GraphRunning
+from modularml.graph.steps import GraphSteps
 from modularml.graph.summary import GraphSummary, draw, summarize
-from modularml.io.randomness import process_randomness
-from modularml.training import AppliedLoss, Loss, Optimizer
+from modularml.io import limits
+from modularml.io.artifact import read_artifact
+from modularml.training import AppliedLoss, Optimizer
 from modularml.viz import Diagram
 
 __all__ = ["ModelGraph"]
 
 
-class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful):
+class ModelGraph(GraphSteps, ContextYaml, Configurable, Stateful):
     """A directed acyclic graph of nodes, trained and run as one.
 
     Parameters
@@ -70,6 +75,8 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
     """
 
     not_config = frozenset({"ctx", "register"})
+    artifact_kind = "mg"
+    makes_nodes = True
 
     def __init__(
         self,
@@ -80,117 +87,10 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         ctx: ExperimentContext | None = None,
         register: bool = True,
     ) -> None:
-        self._ctx = ctx or ExperimentContext.get_active()
-        self.label = label
-        if optimizer is not None and not isinstance(optimizer, Optimizer):
-            raise ConfigError(
-                f"optimizer must be an Optimizer, got {optimizer!r}; write Optimizer('adam')"
-            )
-        self._optimizer = optimizer
-        self._plans: dict[Any, tuple[PlanKey, StepPlan, Callable[..., Any]]] = {}
-        self._built = False
         self._warned: set[str] = set()
-        self._framework_optimizer: Any = None
-        self._losses: dict[str, tuple[Loss, str]] = {}
-        self._pending: dict[str, Any] = {"losses": {}, "moments": {}}
-        self._nodes: dict[str, ComputeNode] = {}
-        with self._ctx.activate():
-            candidates = list(self._ctx.available_computenodes.values()) if nodes is None else nodes
-            resolved = [self._ctx.get_node(n) if isinstance(n, str) else n for n in candidates]
-            self._nodes = self._checked(resolved)
+        super().__init__(nodes, optimizer, label, ctx)
         if register:
             self._ctx.register_model_graph(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Drop compiled steps, which are rebuilt on demand."""
-        return {**vars(self), "_plans": {}, "_framework_optimizer": None}
-
-    def move_to(self, device: str) -> None:
-        """Move weights and moments to a device; nodes with their own accelerator stay.
-
-        Raises
-        ------
-        DeviceError
-            If a framework does not have the device; nothing is moved then.
-        """
-        self.build()
-        devices = {b: adapter_for(b).check_device(device) for b in self._backends()}
-        for node in self._learning():
-            if node.accelerator is None and node.is_built:
-                node.move_to(devices[node.backend])
-        for optimizer in [self._optimizer, *(n.optimizer for n in self._learning())]:
-            if optimizer is not None and optimizer.is_built:
-                optimizer.set_state(optimizer.get_state())
-        self._plans.clear()
-
-    # -- build --------------------------------------------------------------------------------
-
-    def build(self, *, force: bool = False) -> None:
-        """Infer all shapes, and create all weights and optimizers.
-
-        Parameters
-        ----------
-        force : bool
-            Whether to replace existing weights.
-
-        Raises
-        ------
-        ShapeError
-            If a node does not accept its inputs; the message names both.
-        GraphError
-            If nodes of several frameworks share one optimizer.
-
-        After an error the graph is unchanged. Nodes that read from an estimator whose output shape
-        is unknown before it is fitted are built after the fit.
-        """
-        if self._built and not force:
-            return
-        with (
-            self._ctx.activate(),
-            process_randomness(),
-            unchanged_on_error(self._build_targets()),
-        ):
-            tails = set(topology.tails(self._edges()))
-            complete = build_nodes(list(self._nodes.values()), tails, force=force)
-            self._build_optimizer(force)
-        self._plans.clear()
-        self._built = complete
-
-    def get_optimizer_parameters(self) -> dict[str, Any]:
-        """Return the parameters of the graph's optimizer.
-
-        Returns
-        -------
-        dict
-            ``backend``, ``contributing_nodes`` (set of node ids) and ``parameters`` (list), or
-            ``variables`` in TensorFlow.
-        """
-        parameters, backend = self._parameters(), self.backend or self._only_backend()
-        nodes = [n for n in self._learning() if n.backend is backend and n.is_built]
-        ids = {n.node_id for n in nodes if n.parameters()}
-        return {
-            "backend": self.backend,
-            "contributing_nodes": ids,
-            adapter_for(backend).moved if parameters else "parameters": list(parameters.values()),
-        }
-
-    def freeze(self, nodes: list[str | GraphNode] | None = None) -> None:
-        """Exclude nodes from training; all nodes by default."""
-        for node in self._model_nodes(nodes):
-            node.freeze()
-
-    def unfreeze(self, nodes: list[str | GraphNode] | None = None) -> None:
-        """Include nodes in training again; all nodes by default."""
-        for node in self._model_nodes(nodes):
-            node.unfreeze()
-
-    @contextmanager
-    def frozen_within(self, nodes: Iterable[str | GraphNode]) -> Iterator[None]:
-        """Freeze nodes within a block; their own flags and states are not changed."""
-        with ExitStack() as stack:
-            for node in self._model_nodes(list(nodes)):
-                stack.enter_context(node.frozen_within())
-            yield
 
     def predict(
         self,
@@ -312,7 +212,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         return {
             "label": self.label,
             "nodes": [encode(node) for node in self._nodes.values()],
-            "optimizer": encode(self._optimizer),
+            "optimizer": encode(self.optimizer),
         }
 
     @classmethod
@@ -326,13 +226,11 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
 
         The state also holds the parameters of trained losses, by label of the loss.
         """
-        losses = self._pending["losses"] | {
-            k: loss.get_state() for k, (loss, _) in self._losses.items()
-        }
+        losses, optimizer = self._shared.get_losses(), self.optimizer
         return {
             "is_built": self._built,
             "nodes": {node.label: node.get_state() for node in self._nodes.values()},
-            "optimizer": None if self._optimizer is None else self._optimizer.get_state(),
+            "optimizer": None if optimizer is None else optimizer.get_state(),
             **({"losses": losses} if losses else {}),
         }
 
@@ -363,40 +261,128 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             self.get_node(label).set_state(node_state)
         if build:  # nodes that waited for an estimator to be fitted
             self.build()
-        loss_states = state.get("losses", {})
-        for label, (loss, _) in self._losses.items():
-            loss.set_state(loss_states.get(label, loss.initial))
-        self._pending["losses"] = {k: v for k, v in loss_states.items() if k not in self._losses}
-        if self._optimizer is not None and state["optimizer"] is not None:
-            if self._optimizer.is_built:
-                self._build_optimizer(force=False)
-            self._optimizer.set_state(self._without_later(state["optimizer"]))
+        self._shared.restore(state, self)
 
-    def _without_later(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Set aside the moments of losses that have not been trained here yet."""
-        moments = state.get("moments", {})
-        known = {f"losses.{label}." for label in self._losses}
-        self._pending["moments"] = {
-            name: m
-            for name, m in moments.items()
-            if name.startswith("losses.") and not any(name.startswith(k) for k in known)
-        }
-        if not self._pending["moments"]:
-            return state
-        return {
-            **state,
-            "moments": {k: m for k, m in moments.items() if k not in self._pending["moments"]},
-        }
+    # -- files --------------------------------------------------------------------------------
 
-    def _register_losses(self, losses: Sequence[AppliedLoss]) -> None:
-        """Register the parameters of losses to be trained, saved and resumed."""
-        for applied in losses:
-            node = self.get_node(applied.on)
-            if not isinstance(node, ModelNode) or not applied.loss.begin(node.backend):
-                continue
-            if applied.label in self._pending["losses"]:
-                applied.loss.set_state(self._pending["losses"].pop(applied.label))
-            self._losses[applied.label] = applied.loss, node.node_id
+    def save(
+        self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
+    ) -> Path:
+        """Write everything that `predict` needs to a file ``name.mg.mml``.
+
+        The file holds nodes, weights and optimizers, and the columns and fitted scalers of each
+        FeatureSet that the graph reads, but no rows.
+
+        Raises
+        ------
+        MMLExistsError
+            If the file exists and `overwrite` is false.
+        MMLError
+            If a part cannot be stored as data, or the file cannot be written.
+        """
+        check_ties(self)
+        refs = [ref for node in self._nodes.values() for ref in node.feature_refs]
+        labels = {ref.node_label for ref in refs if self._ctx.has_node(label=ref.node_label)}
+
+        def state() -> dict[str, Any]:
+            sets: list[Any] = [self._ctx.get_node(label=label) for label in sorted(labels)]
+            featuresets = {
+                fs.label: packed_without_rows({**fs.get_state(), "splits": {}}) for fs in sets
+            }
+            return {**file_state(self), "featuresets": featuresets}
+
+        return write_graph(self, filepath, "mg", self.get_config, state, overwrite, package_code)
+
+    @classmethod
+    def load(
+        cls,
+        filepath: str | Path,
+        *,
+        allow_packaged_code: bool | str = False,
+        overwrite: bool = False,
+        custom_objects: Mapping[str, Any] | None = None,
+        allow_import: Iterable[str] = (),
+    ) -> Self:
+        """Read a graph and its nodes from a file of a graph, or from that of an experiment.
+
+        Parameters
+        ----------
+        filepath : path-like
+            With or without its suffix. Of an experiment, phases, callbacks and history are not
+            built, so their classes may be missing.
+        allow_packaged_code : bool or str
+            Whether code that the author packaged may run; see `BaseModel.load`.
+        overwrite : bool
+            Whether nodes with the same ids or labels, and the graph of the active context, are
+            replaced. If not, the loaded graph gets a context of its own on a conflict.
+        custom_objects, allow_import
+            How your own classes are found; see `BaseModel.load`.
+
+        Notes
+        -----
+        The graph reads from FeatureSets of the active context with the same labels; a warning names
+        each whose scalers differ from those in the file. The others are created from the file: they
+        have columns and scalers, so `predict` works, but no rows until `attach`.
+
+        Raises
+        ------
+        MMLError
+            If the file is damaged, newer, or of another kind. Nothing is changed then.
+        """
+        contents = read_graph(filepath, allow_packaged_code, custom_objects, allow_import)
+        ctx = ExperimentContext.get_active()
+        use_ids(contents, ctx, overwrite)
+        with contents.building(), ctx.beside(overwrite=overwrite, see_sets=True) as beside:
+            state = contents.state()
+            use_sets(state.get("featuresets", {}), contents.ids, beside)
+            config = contents.config
+            if contents.type == "Experiment":
+                config, state = config["model_graph"]["params"], state["model_graph"]
+            graph: Self = graph_from(cls, config, contents.ids)
+            set_file_state(graph, state)
+        return graph
+
+    def attach(self, *sets: FeatureSet) -> None:
+        """Attach rows, which the file of a graph does not hold; see `FeatureSet.attach`."""
+        attach_rows(self._ctx, sets)
+
+    def save_checkpoint(
+        self, filepath: str | Path, *, overwrite: bool = False, meta: dict[str, Any] | None = None
+    ) -> Path:
+        """Write weights and optimizers to a file ``name.ckpt.mml``.
+
+        Parameters
+        ----------
+        filepath : path-like
+        overwrite : bool
+        meta : dict, optional
+            Plain data of your own, stored with the checkpoint.
+        """
+        config = {"label": self.label, "meta": dict(meta or {})}
+        return write_graph(
+            self, filepath, "ckpt", lambda: config, partial(file_state, self), overwrite
+        )
+
+    def restore_checkpoint(self, filepath: str | Path) -> Self:
+        """Restore a checkpoint of a graph, or of its experiment, matching nodes by label.
+
+        Returns this graph.
+
+        Raises
+        ------
+        MMLError
+            If the file is damaged or belongs to another graph. Nothing is changed then.
+        """
+        contents = read_artifact(filepath, "ckpt")
+        with contents.building():
+            state = contents.state()
+            state = state["model_graph"] if contents.type == "Experiment" else state
+        if contents.type not in ("ModelGraph", "Experiment") or state is None:
+            problem = f"is a checkpoint of an {contents.type} without a ModelGraph"
+            raise MMLKindError(limits.OTHER_KIND, contents.path, "", problem)
+        with contents.building():
+            self.set_state({**state, "is_built": True})
+        return self
 
     # -- display ------------------------------------------------------------------------------
 
@@ -417,7 +403,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         """
         shown = {"features": show_features, "targets": show_targets, "tags": show_tags}
         domains = tuple(name for name, is_shown in shown.items() if is_shown)
-        no_optimizer = self._optimizer is None
+        no_optimizer = self.optimizer is None
         with self._ctx_of_run():
             return draw(
                 self._nodes,
@@ -431,20 +417,18 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
     def summary(self) -> GraphSummary:
         """Return a table of nodes, shapes, parameters and optimizers."""
         with self._ctx_of_run():
-            losses = {label: loss for label, (loss, _) in self._losses.items()}
-            return summarize(self.label, self._nodes, self._optimizer, losses)
+            losses = {label: loss for label, (loss, _) in self._shared.losses.items()}
+            return summarize(self.label, self._nodes, self.optimizer, losses)
 
     def __repr__(self) -> str:
         nodes = ", ".join(node.label for node in self._nodes.values())
-        return f"ModelGraph({self.label!r}: {nodes}; optimizer={self._optimizer!r})"
+        return f"ModelGraph({self.label!r}: {nodes}; optimizer={self.optimizer!r})"
 
     def _repr_html_(self) -> str:
         return self.visualize()._repr_html_()
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
-
-    # -- internals ----------------------------------------------------------------------------
 
     def _warn_of_learned_rows(self, data: Any) -> None:
         """Warn, once, that nodes learned from the rows of a split to predict."""
@@ -458,30 +442,3 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         if message and message not in self._warned:
             self._warned.add(message)
             warn(message, AuditWarning)
-
-    def _build_targets(self) -> list[Any]:
-        """Return all objects whose attributes `build` may change."""
-        models = self._learning()
-        optimizers = [o for o in (self._optimizer, *(n.optimizer for n in models)) if o is not None]
-        return [*self._nodes.values(), *(p for n in models for p in n.model.parts()), *optimizers]
-
-    def _model_nodes(self, nodes: Iterable[str | GraphNode] | None) -> list[ModelNode]:
-        selected = self._learning() if nodes is None else [self.get_node(n) for n in nodes]
-        return [n for n in selected if isinstance(n, ModelNode)]
-
-    def _build_optimizer(self, force: bool) -> None:
-        optimizer = self._optimizer
-        if optimizer is None or not (parameters := self._parameters()):
-            return
-        if force:
-            optimizer.reset()
-        names = [name for name, *_ in self._all_parameters()]
-        owner = f"graph {self.label!r}"
-        optimizer.build_for(
-            parameters, self._only_backend(), owner, self._framework_optimizer, names
-        )
-        self._framework_optimizer = optimizer.instance
-        if pending := {k: m for k, m in self._pending["moments"].items() if k in parameters}:
-            state = optimizer.get_state()
-            optimizer.set_state({**state, "moments": {**state["moments"], **pending}})
-            self._pending["moments"] = {}

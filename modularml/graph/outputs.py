@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from modularml.data.lineage import ColumnLineage, SourceColumns
 from modularml.data.schema import RAW, TRANSFORMED
 from modularml.errors import ConfigError, ScalerError, UnknownNameError
 from modularml.graph.lineage import lineages_of, loss_inputs, pick_column, source_columns_of
-from modularml.graph.model_node import Pairing
+from modularml.graph.model_node import ModelNode, Pairing
 from modularml.graph.node import ComputeNode
 from modularml.graph.program import backends_of
 from modularml.training import AppliedLoss
@@ -31,6 +32,7 @@ __all__ = [
     "gives_labels",
     "is_encoded",
     "learned_classes",
+    "paired",
     "pairings",
     "scaled_target",
     "score_names",
@@ -96,6 +98,32 @@ def _slopes(undo: Callable[..., Array], means: Array) -> Array:
             "(Loss('pinball')), or pass unscale=False"
         )
     return slopes
+
+
+@contextmanager
+def paired(
+    nodes: Sequence[ComputeNode],
+    losses: Sequence[AppliedLoss],
+    roles: Sequence[str],
+    *,
+    training: bool,
+) -> Iterator[None]:
+    """Record the columns that losses compare nodes with, unless the block fails.
+
+    Training overrides the record; evaluation only sets it if there is none.
+    """
+    models = {n.node_id: n for n in nodes if isinstance(n, ModelNode)}
+    before = [(n, n.paired) for n in models.values()]
+    for node_id, pairing in pairings(nodes, losses, roles).items():
+        node = models.get(node_id)
+        if node is not None and (training or node.paired is None):
+            node.paired = pairing
+    try:
+        yield
+    except BaseException:
+        for node, pairing in before:
+            node.paired = pairing
+        raise
 
 
 def pairings(

@@ -49,17 +49,18 @@ class PlanKey:
     ) -> PlanKey:
         """Return the key of a plan compiled now."""
         refs = [ref for node in nodes for ref in node.feature_refs]
-        models = [node.model for node in nodes if isinstance(node, ModelNode)]
+        models = [node for node in nodes if isinstance(node, ModelNode)]
         return cls(
             tuple((ref.resolve().node_id, *ref.all_columns()) for ref in refs),
             tuple(
                 (
-                    Identity(m.module),
-                    m.is_fitted,
-                    m.output_shape,
-                    adapter_for(m.backend).signature(m.module),
+                    Identity(n.model.module),
+                    n.model.is_fitted,
+                    n.model.output_shape,
+                    n.paired,
+                    adapter_for(n.backend).signature(n.model.module),
                 )
-                for m in models
+                for n in models
             ),
             tuple(
                 (a.weight, a.sample_weight, fingerprint(a.class_weight), a.loss.signature())

@@ -29,7 +29,7 @@ from modularml.graph.outputs import (
     score_names,
 )
 from modularml.graph.prediction_rows import RowReader, readers_of, row_columns
-from modularml.graph.running import GraphRunning
+from modularml.graph.steps import GraphSteps
 
 __all__ = ["Prediction", "format_of", "predict", "predictions"]
 
@@ -37,7 +37,7 @@ ROWS = 8192
 
 
 def predict(
-    graph: GraphRunning,
+    graph: GraphSteps,
     data: Any,
     *,
     node: Any,
@@ -78,7 +78,7 @@ def format_of(fmt: str | DataFormat, **options: Any) -> DataFormat:
 
 
 def predictions(
-    graph: GraphRunning,
+    graph: GraphSteps,
     data: Any,
     *,
     node: Any = None,

@@ -21,9 +21,9 @@ from modularml.engine.callback import Callback
 from modularml.engine.run_state import RunState
 from modularml.errors import ConfigError, GraphError, RegistrationError, UnknownNameError
 from modularml.graph.files import ContextYaml
+from modularml.graph.inputs import run_step
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.node import GraphNode
-from modularml.graph.running import run_step
 from modularml.results.phase_results import PhaseResults
 from modularml.results.recording import ResultRecording
 from modularml.samplers import BaseSampler

@@ -17,7 +17,13 @@ from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, DataError
 from modularml.experiment import Experiment
 from modularml.experiment.saving import warn_of_stored_rows
-from modularml.graph.files import graph_from
+from modularml.graph.files import (
+    check_ties,
+    file_backends,
+    file_state,
+    graph_from,
+    set_file_state,
+)
 from modularml.graph.model_graph import ModelGraph
 from modularml.io.artifact import Contents, read_artifact, write_artifact
 from modularml.io.randomness import derived_seed
@@ -150,7 +156,7 @@ class EnsembleFiles:
         members = predictor.members
         graphs: list[Any] = [experiment.model_graph for experiment in members.values()]
         for graph in graphs:
-            graph._check_ties()
+            check_ties(graph)
         warn_of_stored_rows(graphs[0])
         known = {}
         if predictor.variants is not None or predictor.known is not None:
@@ -174,7 +180,7 @@ class EnsembleFiles:
             },
             overwrite=overwrite,
             ids={node_id: node.label for node_id, node in nodes},
-            facts={"backends": graphs[0]._file_backends()},
+            facts={"backends": file_backends(graphs[0])},
             package_code=package_code,
         )
 
@@ -245,7 +251,7 @@ class EnsembleFiles:
 def _graph_state(experiment: Experiment) -> Any:
     graph: Any = experiment.model_graph
     with experiment.ctx.activate():
-        return graph._file_state()
+        return file_state(graph)
 
 
 def _members(
@@ -261,7 +267,7 @@ def _members(
                 fs = FeatureSet(name, rows["collection"], node_id=contents.ids.get(name))
                 fs.set_state(rows)
             graph = graph_from(ModelGraph, tree["model_graph"]["params"], contents.ids)
-            graph._set_file_state(state["model_graph"][label])
+            set_file_state(graph, state["model_graph"][label])
             members[label] = Experiment(label, ctx=ctx, audit="off")
     if not members:
         raise DataError("it has no members")

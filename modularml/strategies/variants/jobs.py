@@ -19,6 +19,7 @@ from modularml.engine.stacked import SideBySide, pays
 from modularml.errors import ModularMLError
 from modularml.experiment import Checkpointing, Experiment, PhaseGroup
 from modularml.experiment.resume import config_hash
+from modularml.graph.files import check_storable
 from modularml.io import inspect
 from modularml.io.atomic import temporary_folder
 from modularml.io.randomness import unchanged_randomness
@@ -258,7 +259,7 @@ class Work:
         """
         on_cluster = is_cluster(timeout)
         if experiment.model_graph is not None:
-            experiment.model_graph._check_storable()
+            check_storable(experiment.model_graph)
         with exit_on_signals(), temporary_folder() as folder:
             with unchanged_randomness():
                 path = template_of(experiment, plan).save(folder / "job")

@@ -18,6 +18,7 @@ from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data import FeatureSet
 from modularml.engine.monitoring import loggers_of, monitors_of, schedules_of
 from modularml.experiment import Experiment, FitPhase, PhaseGroup
+from modularml.graph.files import check_ties
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode
 from modularml.graph.weighted_node import is_fittable
@@ -268,7 +269,7 @@ def _split_to_fit(fs: FeatureSet, name: str | None, sides: Sides) -> str:
 
 
 def _rebuild_graph(graph: ModelGraph, edits: Edits, *, refit: bool) -> None:
-    graph._check_ties()
+    check_ties(graph)
     nodes: list[Any] = []
     objects: list[ModelNode] = []
     memo: dict[int, Any] = {}

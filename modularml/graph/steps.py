@@ -1,29 +1,30 @@
-"""Steps of a graph, and the cache of their plans."""
+"""Building of a graph, its steps, and the cache of their plans."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
-from modularml.backends import PLAIN, StepOptions, adapter_for
-from modularml.backends.base import NotFiniteError
-from modularml.data.batch import Batch, BatchView
+from modularml.backends import PLAIN, Backend, StepOptions, adapter_for
+from modularml.context import ExperimentContext
+from modularml.data.batch import Batch
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import Source
 from modularml.data.references import FeatureSetReference
-from modularml.data.view import FeatureSetView
-from modularml.errors import LossError, NonFiniteLossError, NotFittedError
+from modularml.errors import ConfigError, LossError
+from modularml.graph.build import build_nodes, ready
 from modularml.graph.compiling import check_losses, compile_plan
-from modularml.graph.inputs import fill, not_finite
+from modularml.graph.inputs import fill, run_step
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
-from modularml.graph.node_access import NodeAccess, id_among
-from modularml.graph.outputs import pairings
+from modularml.graph.node_graph import NodeGraph, unchanged_on_error
+from modularml.graph.outputs import paired
 from modularml.graph.plan import StepPlan
 from modularml.graph.plan_key import PlanKey
 from modularml.graph.relations import check_side_by_side, meetings_of
+from modularml.graph.shared_optimizer import SharedOptimizer, only_backend
+from modularml.graph.topology import tails
 from modularml.graph.weighted_node import (
     WeightedNode,
     check_weights,
@@ -31,17 +32,116 @@ from modularml.graph.weighted_node import (
     no_optimizer,
     nothing_learns,
     to_fit,
-    trainable,
 )
+from modularml.io.randomness import process_randomness
 from modularml.training import AppliedLoss, Optimizer
 
-__all__ = ["GraphRunning", "run_step"]
+__all__ = ["GraphSteps"]
 
 _MAX_PLANS = 8
 
 
-class GraphRunning(NodeAccess):
-    """Forward, training, evaluation and fitting steps."""
+class GraphSteps(NodeGraph):
+    """A graph of nodes that is built, trained, evaluated and fitted in steps."""
+
+    def __init__(
+        self,
+        nodes: list[str | GraphNode] | None,
+        optimizer: Optimizer | None,
+        label: str,
+        ctx: ExperimentContext | None,
+    ) -> None:
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise ConfigError(
+                f"optimizer must be an Optimizer, got {optimizer!r}; write Optimizer('adam')"
+            )
+        self._shared = SharedOptimizer(optimizer)
+        self._plans: dict[Any, tuple[PlanKey, StepPlan, Callable[..., Any]]] = {}
+        super().__init__(nodes, label, ctx)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Drop compiled steps, which are rebuilt on demand."""
+        return {**vars(self), "_plans": {}}
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer of all nodes together."""
+        return self._shared.optimizer
+
+    @property
+    def backend(self) -> Backend | None:
+        """The framework of the optimizer; None without one."""
+        return None if self.optimizer is None else self._shared.backend(self._nodes.values())
+
+    def build(self, *, force: bool = False) -> None:
+        """Infer all shapes, and create all weights and optimizers.
+
+        Parameters
+        ----------
+        force : bool
+            Whether to replace existing weights.
+
+        Raises
+        ------
+        ShapeError
+            If a node does not accept its inputs; the message names both.
+        GraphError
+            If nodes of several frameworks share one optimizer.
+
+        After an error the graph is unchanged. Nodes that read from an estimator whose output shape
+        is unknown before it is fitted are built after the fit.
+        """
+        if self._built and not force:
+            return
+        models = self._learning()
+        optimizers = [o for o in (self.optimizer, *(n.optimizer for n in models)) if o is not None]
+        parts = (part for node in models for part in node.model.parts())
+        with (
+            self._ctx.activate(),
+            process_randomness(),
+            unchanged_on_error([*self._nodes.values(), *parts, *optimizers]),
+        ):
+            unread = set(tails(self._edges()))
+            complete = build_nodes(list(self._nodes.values()), unread, force=force)
+            self._shared.build(self, force=force)
+        self._plans.clear()
+        self._built = complete
+
+    def move_to(self, device: str) -> None:
+        """Move weights and moments to a device; nodes with their own accelerator stay.
+
+        Raises
+        ------
+        DeviceError
+            If a framework does not have the device; nothing is moved then.
+        """
+        self.build()
+        devices = {b: adapter_for(b).check_device(device) for b in self._backends()}
+        for node in self._learning():
+            if node.accelerator is None and node.is_built:
+                node.move_to(devices[node.backend])
+        for optimizer in [self.optimizer, *(n.optimizer for n in self._learning())]:
+            if optimizer is not None and optimizer.is_built:
+                optimizer.set_state(optimizer.get_state())
+        self._plans.clear()
+
+    def get_optimizer_parameters(self) -> dict[str, Any]:
+        """Return the parameters of the graph's optimizer.
+
+        Returns
+        -------
+        dict
+            ``backend``, ``contributing_nodes`` (set of node ids) and ``parameters`` (list), or
+            ``variables`` in TensorFlow.
+        """
+        nodes = list(self._nodes.values())
+        parameters, backend = self._shared.parameters(nodes), self._shared.backend(nodes)
+        models = [n for n in self._learning() if n.backend is backend and n.is_built]
+        return {
+            "backend": self.backend,
+            "contributing_nodes": {n.node_id for n in models if n.parameters()},
+            adapter_for(backend).moved if parameters else "parameters": list(parameters.values()),
+        }
 
     def forward(
         self,
@@ -163,22 +263,30 @@ class GraphRunning(NodeAccess):
         """
         self.build()
         with self._ctx_of_run():
-            nodes = self._ready(self._running(active_nodes), losses, fits)
+            on = [(applied, self.get_node(applied.on)) for applied in losses]
+            needed = [*fits, *(node for _, node in on)]
+            nodes = ready(self._running(active_nodes), self._nodes, needed, fits)
             frozen = tuple((n.node_id, n.is_frozen) for n in nodes)
             rows = tuple((together or {}).items()), tuple((weighted or {}).items())
             key = (*map(id, losses), training, frozen, tuple(roles), together is None, *rows)
             key = (*key, only, options, chunk, *fits)
             entry = self._plans.get(key)
             if entry is None or entry[0] != self._plan_key(losses, nodes, training):
-                running = [a for a in losses if self.get_node(a.on) in nodes]
-                options_of_plan: dict[str, Any] = {
-                    "roles": roles,
-                    "together": together,
-                    "weighted": weighted,
-                }
-                options_of_plan |= {"training": training, "compiles": options.compile}
-                with self._paired(nodes, running, roles, training=training):
-                    plan = self._compile(running, nodes, only, fits, **options_of_plan)
+                on = [(applied, node) for applied, node in on if node in nodes]
+                running = [applied for applied, _ in on]
+                with paired(nodes, running, roles, training=training):
+                    plan = compile_plan(
+                        nodes,
+                        running,
+                        training=training,
+                        optimizers=self._shared.of_nodes(nodes, on, only, self) if training else {},
+                        roles=roles,
+                        detach_after=self._detached(nodes, on, only) if training else (),
+                        together=together,
+                        learners=learners(nodes if training and only is None else (), fits),
+                        weighted=weighted,
+                        compiles=options.compile,
+                    )
                     plan.losses, plan.fits = tuple(losses), tuple(n.node_id for n in fits)
                     step = plan.train_step(options) if training else plan.eval_step(chunk)
                 self._plans.pop(key, None)
@@ -223,7 +331,7 @@ class GraphRunning(NodeAccess):
         with_gradients = [n for n in models if adapter_for(n.backend).gradients]
         if not with_gradients:
             raise nothing_learns(nodes)
-        if self._optimizer is None and all(n.optimizer is None for n in with_gradients):
+        if self.optimizer is None and all(n.optimizer is None for n in with_gradients):
             raise no_optimizer(with_gradients)
 
     def check_weights(self, losses: Sequence[AppliedLoss], learn: Mapping[str, Any]) -> None:
@@ -232,65 +340,6 @@ class GraphRunning(NodeAccess):
             node_losses = [a for a in losses if self.get_node(a.on).node_id == node_id]
             if any(a.is_weighted for a in node_losses):
                 check_weights(self._nodes[node_id], method, node_losses)
-
-    # -- internals ----------------------------------------------------------------------------
-
-    @contextmanager
-    def _paired(
-        self,
-        nodes: Sequence[ComputeNode],
-        losses: Sequence[AppliedLoss],
-        roles: Sequence[str],
-        *,
-        training: bool,
-    ) -> Iterator[None]:
-        """Record the columns that losses compare nodes with, unless the block fails.
-
-        Training overrides the record; evaluation only sets it if there is none.
-        """
-        before = [(n, n.paired) for n in nodes if isinstance(n, ModelNode)]
-        for node_id, pairing in pairings(nodes, losses, roles).items():
-            node = self._nodes[node_id]
-            if isinstance(node, ModelNode) and (training or node.paired is None):
-                if node.paired != pairing:
-                    self._plans.clear()
-                node.paired = pairing
-        try:
-            yield
-        except BaseException:
-            for node, pairing in before:
-                node.paired = pairing
-            raise
-
-    def _ready(
-        self,
-        nodes: Sequence[ComputeNode],
-        losses: Sequence[AppliedLoss],
-        fits: Sequence[WeightedNode],
-    ) -> list[ComputeNode]:
-        """Return nodes without those that wait for an estimator fitted in this step.
-
-        Raises
-        ------
-        NotFittedError
-            If a node that must run cannot be built before an upstream estimator is fitted.
-        """
-        waiting: dict[str, ComputeNode] = {}
-        for node in nodes:
-            upstream = {id_among(self._nodes, node, ref) for ref in node.node_refs}
-            unbuilt = isinstance(node, ModelNode) and not node.is_built
-            if unbuilt or not upstream.isdisjoint(waiting):
-                waiting[node.node_id] = node
-        needed: list[ComputeNode] = [n for n in fits if n.node_id in waiting]
-        needed += [n for a in losses if (n := self.get_node(a.on)).node_id in waiting]
-        if waiting and (needed or not fits):
-            node = next(iter(waiting.values()))
-            raise NotFittedError(
-                f"node {node.label!r} cannot be built before {node.upstream_refs[0].node_label!r}, "
-                "which it reads from, is fitted, as only the fit determines its output shape; "
-                "run a FitPhase on that node first"
-            )
-        return [n for n in nodes if n.node_id not in waiting]
 
     @contextmanager
     def shapes_of_fits(self, nodes: Sequence[WeightedNode]) -> Iterator[None]:
@@ -301,78 +350,20 @@ class GraphRunning(NodeAccess):
             self._built = False
             self.build()
 
-    def _plan_key(
-        self, losses: Sequence[AppliedLoss], nodes: Sequence[ComputeNode], training: bool
-    ) -> PlanKey:
-        models = [n for n in nodes if isinstance(n, ModelNode)]
-        optimizers = [self._optimizer, *(n.optimizer for n in models)] if training else []
-        return PlanKey.of(nodes, losses, [o for o in optimizers if o is not None])
-
-    def _compile(
-        self,
-        losses: Sequence[AppliedLoss],
-        nodes: Sequence[ComputeNode],
-        only: ModelNode | None,
-        fits: Sequence[WeightedNode],
-        *,
-        training: bool,
-        **options: Any,
-    ) -> StepPlan:
-        optimizers = self._optimizers(nodes, losses, only) if training else {}
-        detached = (
-            {self.get_node(a.on).node_id for a in losses} if self._optimizer is None else set()
-        )
-        if only is not None:
-            detached = {n.node_id for n in nodes if n is not only}
-        return compile_plan(
-            nodes,
-            losses,
-            training=training,
-            optimizers=optimizers,
-            detach_after=detached if training else (),
-            learners=learners(nodes if training and only is None else (), fits),
-            **options,
-        )
-
     def moving_optimizers(self, active_nodes: Iterable[Any] | None = None) -> list[Optimizer]:
         """Return the optimizers of the running nodes: the graph's, or the nodes'."""
-        if self._optimizer is not None:
-            return [self._optimizer]
+        if self.optimizer is not None:
+            return [self.optimizer]
         nodes = [n for n in self._running(active_nodes) if isinstance(n, ModelNode)]
         return [n.optimizer for n in nodes if n.optimizer is not None and not n.is_frozen]
 
-    def _optimizers(
-        self,
-        nodes: Sequence[ComputeNode],
-        losses: Sequence[AppliedLoss],
-        only: ModelNode | None = None,
-    ) -> dict[str, Optimizer]:
-        """Return the optimizer of each trainable node, by id."""
-        if not losses:
-            raise LossError("training needs at least one loss; pass losses=[AppliedLoss(...)]")
-        learning = [n for n in trainable(nodes) if isinstance(n, ModelNode)]
-        if not learning and not learners(nodes, ()):
-            raise nothing_learns(nodes)
-        self._register_losses(losses)
-        shared = None if only is not None else self._optimizer
-        if only is not None:
-            learning = [only]
-        elif shared is not None:
-            self._build_optimizer(force=False)
-        optimizers: dict[str, Optimizer] = {}
-        for node in learning:
-            by_graph = shared is not None and node.backend is self.backend
-            optimizer = shared if by_graph else node.optimizer
-            if optimizer is not None:
-                optimizers[node.node_id] = optimizer
-            if optimizer is not None and not by_graph:
-                own = [(k, loss) for k, (loss, on) in self._losses.items() if on == node.node_id]
-                node.build_optimizer(
-                    {f"losses.{k}.{n}": p for k, loss in own for n, p in loss.parameters().items()}
-                )
-        if missing := [n for n in learning if n.node_id not in optimizers]:
-            raise no_optimizer(missing)
-        return optimizers
+    # -- internals ----------------------------------------------------------------------------
+
+    def _checked(self, nodes: Sequence[Any]) -> dict[str, ComputeNode]:
+        checked = super()._checked(nodes)
+        if self.optimizer is not None and self.optimizer.backend is None:
+            only_backend(checked.values())
+        return checked
 
     def _step(
         self,
@@ -390,89 +381,64 @@ class GraphRunning(NodeAccess):
             plan, step, _ = prepared
             tensors = ctx.tensors
         else:
-            self._check_inputs(ctx, losses, active_nodes)
-            for optimizer in self.moving_optimizers(active_nodes) if training else ():
-                if optimizer.steps_every("batch"):
-                    optimizer.check_begun()
-            plan, step = self.plan(
-                losses,
-                training=training,
-                active_nodes=active_nodes,
-                roles=_roles(ctx),
-                weighted=_weighted(ctx),
-                only=only,
-                fits=fits,
+            plan, step = self._plan_of_inputs(
+                ctx, losses, active_nodes, training=training, only=only, fits=fits
             )
-            ctx.layout = replace(plan.layout, views=_views(ctx))
             tensors = fill(plan, ctx)
         with plan.modes():
             run_step(ctx, plan, step, tensors)
 
-    def _check_inputs(
+    def _plan_of_inputs(
         self,
         ctx: ExecutionContext,
         losses: Sequence[AppliedLoss],
         active_nodes: Iterable[str | GraphNode] | None,
-    ) -> None:
-        """Refuse rows of several inputs, passed directly, that do not match."""
-        inputs = {Source(*key): given for key, given in ctx.inputs.items()}
+        *,
+        training: bool,
+        **options: Any,
+    ) -> tuple[StepPlan, Callable[..., Any]]:
+        """Return the plan and step of inputs that were passed directly, which must match."""
+        inputs = {Source(*key): value for key, value in ctx.inputs.items()}
         if len(inputs) > 1:
             nodes = self._running(active_nodes)
             active_losses = [a for a in losses if self.get_node(a.on) in nodes]
             with self._ctx_of_run():
                 check_side_by_side(meetings_of(nodes, active_losses), inputs)
+        for optimizer in self.moving_optimizers(active_nodes) if training else ():
+            if optimizer.steps_every("batch"):
+                optimizer.check_begun()
+        # inputs with weights or padding; equal numbers share them
+        ids = {
+            source: id(weights)
+            for source, value in inputs.items()
+            if (weights := getattr(value, "role_weights", None))
+            or getattr(value, "role_masks", None)
+        }
+        numbers = {weights_id: i for i, weights_id in enumerate(dict.fromkeys(ids.values()))}
+        roles = (getattr(value, "roles", None) for value in inputs.values())
+        return self.plan(
+            losses,
+            training=training,
+            active_nodes=active_nodes,
+            roles=next((tuple(names) for names in roles if names), ("default",)),
+            weighted={source: numbers[weights_id] for source, weights_id in ids.items()},
+            **options,
+        )
 
+    def _plan_key(
+        self, losses: Sequence[AppliedLoss], nodes: Sequence[ComputeNode], training: bool
+    ) -> PlanKey:
+        models = [n for n in nodes if isinstance(n, ModelNode)]
+        optimizers = [self.optimizer, *(n.optimizer for n in models)] if training else []
+        return PlanKey.of(nodes, losses, [o for o in optimizers if o is not None])
 
-def run_step(
-    ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], tensors: Any = None
-) -> None:
-    """Run a step on tensors, by default its own, and write the results to its context.
-
-    Raises
-    ------
-    NonFiniteLossError
-        If a loss is NaN or infinite, with its position in the phase.
-    """
-    try:
-        ctx.values, ctx.outs = step(ctx.tensors if tensors is None else tensors)
-    except NotFiniteError as error:
-        label, node_id = plan.layout.losses[error.place]
-        raise NonFiniteLossError(
-            phase=ctx.phase_label,
-            epoch=ctx.epoch_idx,
-            batch=ctx.batch_idx,
-            node=plan.layout.labels[node_id],
-            loss=label if error.of == "loss" else f"{label} ({error.of})",
-            value=error.value,
-            **not_finite(plan, ctx, ctx.batch_idx),
-        ) from None
-    except Exception as error:
-        error.add_note(f"(phase {ctx.phase_label!r}, epoch {ctx.epoch_idx}, batch {ctx.batch_idx})")
-        raise
-    ctx.layout = ctx.layout or plan.layout
-
-
-def _views(ctx: ExecutionContext) -> dict[Source, FeatureSetView]:
-    """Return the views of inputs that a step got by row number."""
-    views = {} if ctx.layout is None else dict(ctx.layout.views)
-    given = {Source(*key): value for key, value in ctx.inputs.items()}
-    return views | {k: v.source for k, v in given.items() if isinstance(v, BatchView)}
-
-
-def _roles(ctx: ExecutionContext) -> tuple[str, ...]:
-    for value in ctx.inputs.values():
-        roles = getattr(value, "roles", None)
-        if roles:
-            return tuple(roles)
-    return ("default",)
-
-
-def _weighted(ctx: ExecutionContext) -> dict[Source, int]:
-    """Return the inputs with weights or padding; equal numbers share them."""
-    ids: dict[Source, int] = {}
-    for key, value in ctx.inputs.items():
-        weights = getattr(value, "role_weights", None)
-        if weights or getattr(value, "role_masks", None):
-            ids[Source(*key)] = id(weights)
-    numbers = {weights_id: i for i, weights_id in enumerate(dict.fromkeys(ids.values()))}
-    return {source: numbers[weights_id] for source, weights_id in ids.items()}
+    def _detached(
+        self,
+        nodes: Sequence[ComputeNode],
+        losses: Iterable[tuple[AppliedLoss, ComputeNode]],
+        only: ModelNode | None,
+    ) -> set[str]:
+        """Return the nodes after which gradients stop."""
+        if only is not None:
+            return {n.node_id for n in nodes if n is not only}
+        return {node.node_id for _, node in losses} if self.optimizer is None else set()
