@@ -309,6 +309,8 @@ def find_class(name: str) -> Any:
 
 
 FORMER_MODULES = {
+    "modularml.backends.sklearn_losses": "modularml.backends.sklearn",
+    "modularml.backends.torch_losses": "modularml.backends.torch",
     "modularml.callbacks.evaluation_metric": "modularml.callbacks.evaluation_metrics",
     "modularml.callbacks.rates": "modularml.callbacks.learning_rate_monitor",
     "modularml.callbacks.score_metric": "modularml.callbacks.evaluation_metrics",

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from modularml._private import PUBLIC_ONLY
 from modularml.context import ExperimentContext
 from tests.fuzz.share import SEED, SHARE
 
@@ -19,6 +20,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in jobs that a shell
 def pytest_report_header() -> str:
     """Say what random damage is drawn from."""
     return f"fuzz: {SHARE:g} of the full figures, seed {SEED}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests of what only private parts of other libraries make possible."""
+    marker = item.get_closest_marker("private")
+    if marker is not None and PUBLIC_ONLY:
+        pytest.skip(f"not with MODULARML_PUBLIC_ONLY=1: {marker.args[0]}")
 
 
 @pytest.fixture(autouse=True)

@@ -209,8 +209,10 @@ def _late(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def late_step(optimizer: Any) -> Callable[[], Any]:
     """Return the step of an optimizer, without the import of the compiler if it is torch's own."""
+    if PUBLIC_ONLY:
+        return lambda: optimizer.step()  # noqa: PLW0108 - schedules replace it later
     step: Callable[[], Any] = optimizer.step
-    if PUBLIC_ONLY or not type(optimizer).__module__.startswith("torch.optim."):
+    if not type(optimizer).__module__.startswith("torch.optim."):
         return step
     own = getattr(step, "_wrapped_by_lr_sched", "step" not in vars(optimizer))
     return partial(first_step, optimizer) if own else step

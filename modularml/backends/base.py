@@ -11,8 +11,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 from modularml._optional import loaded, require
-from modularml.backends.options import StepOptions
-from modularml.backends.stacking import NotStackableError, Stack, StackMember
+from modularml.backends.options import NotStackableError, StackMember, StepOptions
 from modularml.backends.tensor_operations import ModelOperations
 from modularml.errors import BackendNotSupportedError, ConfigError, UnknownNameError
 
@@ -135,21 +134,6 @@ class BackendAdapter(ModelOperations):
         """Clip the gradients of an optimizer's parameters, or return `grads` clipped."""
         raise self._unable("clip_norm and clip_value")
 
-    def spread(
-        self, call: Callable[..., Any], names: Sequence[str] | None
-    ) -> Callable[[Sequence[Any]], Any]:
-        """Return a function of a list of tensors that calls a model with several inputs.
-
-        `names` are those of the inputs, in the order of the list; None for positional inputs.
-        """
-        if names is None:
-            return call
-        return lambda values: call(dict(zip(names, values, strict=True)))
-
-    def direct(self, model: Any) -> Callable[[Any], Any]:
-        """Return a function equivalent to calling a model on one tensor, maybe faster."""
-        return model  # type: ignore[no-any-return]
-
     def check_model(self, model: Any, label: str, *, training: bool, losses: bool) -> None:
         """Refuse features of the framework's own training that are not supported here.
 
@@ -203,10 +187,6 @@ class BackendAdapter(ModelOperations):
     def checked_rows(self) -> AbstractContextManager[Any]:
         """Return a context that skips checks of rows the model was just fitted on."""
         return nullcontext()
-
-    def compile(self, model: Any) -> Any:
-        """Return a compiled function to call instead of the model."""
-        raise self._unable("compile")
 
     @abstractmethod
     def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:
@@ -262,8 +242,8 @@ class BackendAdapter(ModelOperations):
         members: Sequence[StackMember],
         inputs: Sequence[Sequence[Any]],
         random_states: Sequence[Mapping[str, Any]],
-    ) -> Stack:
-        """Return the steps of several members as one; see `Stack`.
+    ) -> Any:
+        """Return a `TorchStack`, the steps of several members as one.
 
         Parameters
         ----------

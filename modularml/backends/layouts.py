@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -13,11 +14,39 @@ __all__ = [
     "LAYOUTS",
     "Arrangement",
     "InputLayout",
+    "InputShape",
+    "arranged",
     "arranged_call",
     "arrangement",
+    "is_several",
     "laid_out",
     "matching",
+    "shapes_of",
 ]
+
+
+InputShape: TypeAlias = Any
+"""Of one sample: a tuple of ints, a tuple of such tuples, or a dict of them by name."""
+
+
+def is_several(shape: InputShape) -> bool:
+    """Return whether a shape is that of several inputs."""
+    return isinstance(shape, Mapping) or any(isinstance(size, tuple | list) for size in shape)
+
+
+def shapes_of(shape: InputShape) -> list[Shape]:
+    """Return the shape of each input, in order."""
+    if isinstance(shape, Mapping):
+        return list(shape.values())
+    return list(shape) if is_several(shape) else [shape]
+
+
+def arranged(values: Sequence[Any], shape: InputShape) -> Any:
+    """Return one value per input in the form of `shape`: single, list or dict."""
+    if isinstance(shape, Mapping):
+        return dict(zip(shape, values, strict=True))
+    return list(values) if is_several(shape) else values[0]
+
 
 InputLayout: TypeAlias = Literal["channels_first", "flat", "time_first"]
 LAYOUTS = ("channels_first", "flat", "time_first")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -11,7 +11,50 @@ import numpy as np
 
 from modularml.errors import ConfigError
 
-__all__ = ["PLAIN", "GradientSquares", "StepOptions"]
+__all__ = ["PLAIN", "GradientSquares", "NotStackableError", "StackMember", "StepOptions"]
+
+
+class NotStackableError(Exception):
+    """Members cannot be trained as one; the message says why."""
+
+    @classmethod
+    def of(cls, error: Exception) -> NotStackableError:
+        """Return an error of a framework, or of a user's code, as a reason."""
+        if isinstance(error, cls):
+            return error
+        return cls(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+
+
+@dataclass(frozen=True)
+class StackMember:
+    """The training step of one member.
+
+    Parameters
+    ----------
+    compute : Compute
+    models : sequence
+        Models that `compute` calls.
+    optimizers : sequence
+    options : StepOptions
+    loss_weights : tuple of float
+        Weights of the losses within `compute`.
+    kind : hashable
+        Classes of the models' parts and shapes of their weights.
+    plan : object
+        What `compute` was made from; another one replaces it when a loss or an optimizer changes.
+    losses : sequence
+        Functions and objects that `compute` calls for losses.
+    """
+
+    compute: Any
+    models: Sequence[Any]
+    optimizers: Sequence[Any]
+    options: StepOptions
+    loss_weights: tuple[float, ...]
+    kind: Hashable = None
+    plan: Any = None
+    losses: Sequence[Any] = ()
+
 
 PRECISIONS = ("float32", "bf16", "fp16")
 ON_NONFINITE = ("raise", "skip", "stop")

@@ -4,19 +4,93 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
-from modularml.backends import sklearn_losses
 from modularml.backends.base import Backend, BackendAdapter, Compute, Step
 from modularml.backends.fingerprint import fingerprint
 from modularml.backends.tensor_operations import PAD_MODES
 from modularml.errors import BackendNotSupportedError
 
-__all__ = ["SklearnAdapter", "adapter"]
+__all__ = [
+    "BCELoss",
+    "CrossEntropyLoss",
+    "HuberLoss",
+    "L1Loss",
+    "MSELoss",
+    "SklearnAdapter",
+    "adapter",
+]
+
+
+@dataclass
+class _Loss:
+    reduction: str = "none"
+
+    def __call__(self, output: Array, target: Array) -> Any:
+        values = self.values(output, target)
+        return values if self.reduction == "none" else getattr(values, self.reduction)()
+
+    def values(self, output: Array, target: Array) -> Any:
+        raise NotImplementedError
+
+
+@dataclass
+class MSELoss(_Loss):
+    """Squared difference."""
+
+    def values(self, output: Array, target: Array) -> Any:
+        return np.square(output - target)
+
+
+@dataclass
+class L1Loss(_Loss):
+    """Absolute difference."""
+
+    def values(self, output: Array, target: Array) -> Any:
+        return np.abs(output - target)
+
+
+@dataclass
+class HuberLoss(_Loss):
+    """Half the squared difference, linear beyond `delta`."""
+
+    delta: float = 1.0
+
+    def values(self, output: Array, target: Array) -> Any:
+        difference = np.abs(output - target)
+        return np.where(
+            difference < self.delta,
+            0.5 * difference**2,
+            self.delta * (difference - 0.5 * self.delta),
+        )
+
+
+@dataclass
+class BCELoss(_Loss):
+    """Logarithmic loss of a probability of class 1."""
+
+    def values(self, output: Array, target: Array) -> Any:
+        return -(target * _log(output) + (1 - target) * _log(1 - output))
+
+
+@dataclass
+class CrossEntropyLoss(_Loss):
+    """Logarithmic loss of class probabilities from ``predict_proba`` (not logits)."""
+
+    def values(self, output: Array, target: Array) -> Any:
+        chosen = np.take_along_axis(output, target.reshape(len(target), 1), axis=1)
+        return -_log(chosen)[:, 0]
+
+
+def _log(p: Array) -> Array:
+    """Return the clipped logarithm, as in `sklearn.metrics.log_loss`."""
+    eps = np.finfo(p.dtype).eps
+    return np.asarray(np.log(np.clip(p, eps, 1 - eps)))
 
 
 class SklearnAdapter(BackendAdapter):
@@ -97,7 +171,7 @@ class SklearnAdapter(BackendAdapter):
     # -- training -----------------------------------------------------------------------------
 
     def losses(self) -> Mapping[str, type]:
-        return {name: getattr(sklearn_losses, name) for name in sklearn_losses.__all__}
+        return {cls.__name__: cls for cls in _Loss.__subclasses__()}
 
     def make_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Raise, as an estimator learns without an optimizer."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 from modularml._typing import Array, IntArray, Shape
-from modularml.backends.input_shapes import InputShape, is_several, shapes_of
+from modularml.backends.layouts import InputShape, is_several, shapes_of
 from modularml.errors import BackendNotSupportedError
 
 __all__ = ["PAD_MODES", "ModelOperations", "Processes", "TensorOperations"]
@@ -302,6 +302,25 @@ class ModelOperations(TensorOperations):
     def exact_integers(self, dtype: Any) -> int | None:
         """Return the largest n with all integers to n exact; None for integer dtypes."""
         return None
+
+    def spread(
+        self, call: Callable[..., Any], names: Sequence[str] | None
+    ) -> Callable[[Sequence[Any]], Any]:
+        """Return a function of a list of tensors that calls a model with several inputs.
+
+        `names` are those of the inputs, in the order of the list; None for positional inputs.
+        """
+        if names is None:
+            return call
+        return lambda values: call(dict(zip(names, values, strict=True)))
+
+    def direct(self, model: Any) -> Callable[[Any], Any]:
+        """Return a function equivalent to calling a model on one tensor, maybe faster."""
+        return model  # type: ignore[no-any-return]
+
+    def compile(self, model: Any) -> Any:
+        """Return a compiled function to call instead of the model."""
+        raise self._unable("compile")
 
     def no_grad(self) -> AbstractContextManager[Any]:
         """Return a context in which no gradients are tracked."""

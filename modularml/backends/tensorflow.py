@@ -25,7 +25,7 @@ from modularml.backends.base import (
     classes_of,
 )
 from modularml.backends.fingerprint import Identity, checksum
-from modularml.backends.input_shapes import InputShape
+from modularml.backends.layouts import InputShape
 from modularml.backends.options import PLAIN, StepOptions
 from modularml.backends.tensor_operations import PAD_MODES
 from modularml.backends.tensorflow_models import (

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from modularml._private.keras import all_layers, mask_of, with_mask
 from modularml._warning import warn
-from modularml.backends.input_shapes import arranged, shapes_of
+from modularml.backends.layouts import arranged, shapes_of
 from modularml.errors import BackendNotSupportedError, LossError, ShapeError
 
 __all__ = [

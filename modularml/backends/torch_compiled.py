@@ -14,8 +14,7 @@ from typing import Any
 from modularml._optional import require
 from modularml._private.torch import compiled, for_each
 from modularml.backends.base import Compute
-from modularml.backends.options import StepOptions
-from modularml.backends.stacking import NotStackableError, StackMember
+from modularml.backends.options import NotStackableError, StackMember, StepOptions
 from modularml.backends.torch_member import MemberModels
 from modularml.backends.torch_tracing import lifted, traced
 
@@ -161,14 +160,19 @@ class CompiledGradients:
         # other rows and weights than those that the function is held against: what a model
         # computes from them outside of torch would be a constant of the trace
         other = [t[torch.arange(len(t)) // 2] for t in inputs]
-        with self._nothing_kept():
-            for tensor in (*self._whole.parameters(), *self._whole.buffers()):
-                if tensor.is_floating_point():
-                    tensor.data.mul_(1.02)
-            graph = traced(step, other, _MAX_OPERATIONS, "compile")
-        module, tensors = lifted(graph)
-        run = _inductor(module, [*tensors, *inputs])
-        return _Function(run, tensors, used, n_losses[0])
+        tensors = [t for t in self._whole.tensors().values() if t.is_floating_point()]
+        before = [t.detach().clone() for t in tensors]
+        try:
+            for tensor in tensors:
+                tensor.data.mul_(1.02)
+            with self._nothing_kept():
+                graph = traced(step, other, _MAX_OPERATIONS, "compile")
+        finally:
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.data.copy_(value)
+        module, constants = lifted(graph)
+        run = _inductor(module, [*constants, *inputs])
+        return _Function(run, constants, used, n_losses[0])
 
     def _check(self, function: _Function, inputs: Sequence[Any]) -> None:
         """Compare losses, gradients, outputs and buffers with those of the plain step."""

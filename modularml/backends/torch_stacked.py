@@ -17,9 +17,8 @@ import numpy as np
 
 from modularml._optional import require
 from modularml.backends.base import NotFiniteError
-from modularml.backends.stacking import NotStackableError, Stack, StackMember
-from modularml.backends.torch_attributes import differences
-from modularml.backends.torch_member import MemberModels, OwnStep, state_for
+from modularml.backends.options import NotStackableError, StackMember
+from modularml.backends.torch_member import MemberModels, OwnStep, differences, state_for
 from modularml.backends.torch_stacked_optimizer import StackedOptimizer, clip_members
 from modularml.backends.torch_tracing import ReplacedDropouts, traced
 
@@ -30,8 +29,11 @@ __all__ = ["TorchStack"]
 _TOLERANCE = 1e-3  # of gradients, relative to the largest of a parameter
 
 
-class TorchStack(Stack):
-    """See `Stack`.
+class TorchStack:
+    """The training steps of several members as one.
+
+    While attached, the weights and optimizer states of a member are views of those of the stack, so
+    that they are current after each step.
 
     Parameters
     ----------
@@ -63,8 +65,14 @@ class TorchStack(Stack):
             whole.losses_and_gradients(own_inputs, state)
             for whole, own_inputs, state in zip(self._whole, inputs, random_states, strict=True)
         ]
-        self._trained = _trained_names(alone)
-        self._dropouts = _dropouts_of(alone)
+        names = [list(member.gradients) for member in alone]
+        if any(own != names[0] for own in names):
+            raise NotStackableError("different weights get gradients")
+        self._trained = names[0]
+        if len({len(member.dropouts) for member in alone}) > 1:
+            raise NotStackableError("they differ in dropout layers")
+        dropouts = [member.dropouts for member in alone]
+        self._dropouts = list(zip(*dropouts, strict=True))  # shape and rate of each, by member
         _check_attributes(self._whole, alone)
         device = next(iter(self._own[0].values())).device
         self._generators = [torch.Generator(device) for _ in members]
@@ -78,16 +86,36 @@ class TorchStack(Stack):
         self._graph = self._trace(inputs)
         self._set_generators(random_states)
         self._check_against(dict(enumerate(alone)), inputs)
-        self._optimizers = self._stacked_optimizers()
+        if len({len(member.optimizers) for member in members}) > 1:
+            raise NotStackableError("they differ in optimizers")
+        ids = [{id(t): name for name, t in own.items()} for own in self._own]
+        self._optimizers = [
+            StackedOptimizer(own_optimizers, ids, self._stacked, self._trained)
+            for own_optimizers in zip(*(member.optimizers for member in members), strict=True)
+        ]
         self._attributes = [whole.attributes() for whole in self._whole]
         self._grads: Mapping[str, Any] = {}
 
     # -- members ------------------------------------------------------------------------------
 
     def fits(self, inputs: Sequence[Sequence[Any]]) -> bool:
+        """Return whether batches have the shapes that the step was made for."""
         return all([t.shape for t in own] == self._shapes for own in inputs)
 
     def is_current(self, place: int, inputs: Sequence[Any], state: Mapping[str, Any]) -> bool:
+        """Return whether models and losses still compute what the step was made for.
+
+        Attributes of all members are compared, and what one member's own step computes.
+
+        Parameters
+        ----------
+        place : int
+            Of that member.
+        inputs : sequence of tensor
+            Its next batch.
+        state : mapping
+            Its random states.
+        """
         whole = self._whole[place]
         try:
             if any(a != w.attributes() for a, w in zip(self._attributes, self._whole, strict=True)):
@@ -105,6 +133,10 @@ class TorchStack(Stack):
         return True
 
     def attach(self, random_states: Sequence[Mapping[str, Any]], places: Sequence[int]) -> None:
+        """Copy weights, optimizer states and random states of some members into the stack.
+
+        Places of others stay vacant.
+        """
         self.live, self._grads = set(places), {}
         self._copy_weights(places)
         for name, stacked in self._stacked.items():
@@ -115,6 +147,7 @@ class TorchStack(Stack):
             optimizer.adopt(self.live)
 
     def detach(self, places: Sequence[int] | None = None) -> None:
+        """Give members, by default all, memory of their own; they take no part in later steps."""
         for place in sorted(self.live) if places is None else places:
             self.live.discard(place)
             for tensor in self._own[place].values():
@@ -135,6 +168,7 @@ class TorchStack(Stack):
             generator.set_state(state_for(generator, state))
 
     def update_random_states(self, random_states: Sequence[dict[str, Any]]) -> None:
+        """Write the random states that members have after the steps so far."""
         if not self._dropouts:
             return
         for place in self.live:
@@ -145,6 +179,7 @@ class TorchStack(Stack):
                 states["cuda"][generator.device.index or 0] = generator.get_state().numpy().copy()
 
     def settings_changed(self) -> None:
+        """Read learning rates and other settings of optimizers again."""
         for optimizer in self._optimizers:
             optimizer.read_settings(self.live)
 
@@ -153,6 +188,30 @@ class TorchStack(Stack):
     def step(
         self, inputs: Sequence[Sequence[Any]]
     ) -> tuple[Sequence[Sequence[float]], Sequence[Sequence[Any]], Mapping[int, Exception]]:
+        """Compute the losses of a batch of each member, and update the weights.
+
+        A member with a loss or gradient that is not finite is detached with unchanged weights, and
+        one whose schedule fails with changed ones.
+
+        Parameters
+        ----------
+        inputs : sequence of sequence of tensor
+            By member; those of detached members are not used.
+
+        Returns
+        -------
+        losses : sequence of sequence of float
+            By member.
+        outputs : sequence of sequence of tensor
+            By member.
+        errors : mapping of int to Exception
+            By member.
+
+        Raises
+        ------
+        NotStackableError
+            If an operation fails; nothing has changed then.
+        """
         if len(self.live) < self.n:  # vacant places compute on the rows of another
             some = next(iter(self.live))
             inputs = [own if i in self.live else inputs[some] for i, own in enumerate(inputs)]
@@ -160,7 +219,11 @@ class TorchStack(Stack):
             with self._undone_if_failed():
                 losses, grads, outputs = self._run([torch.stack(slot) for slot in zip(*inputs)])  # noqa: B905 - checked when traced
             values: list[list[float]] = losses.tolist()
-            errors = self._errors(values)
+            errors: dict[int, Exception] = {}
+            for place in self.live:
+                wrong = [i for i, v in enumerate(values[place]) if not math.isfinite(v)]
+                if wrong:
+                    errors[place] = NotFiniteError(wrong[0], values[place][wrong[0]])
             if errors:
                 self.detach(list(errors))
             self._update(grads, errors)
@@ -192,14 +255,6 @@ class TorchStack(Stack):
             losses = losses[:, :-1]
         return losses, rest[:n], rest[n:]
 
-    def _errors(self, values: Sequence[Sequence[float]]) -> dict[int, Exception]:
-        errors: dict[int, Exception] = {}
-        for place in self.live:
-            for index, value in enumerate(values[place]):
-                if not math.isfinite(value):
-                    errors.setdefault(place, NotFiniteError(index, value))
-        return errors
-
     def _update(self, grads: list[Any], errors: dict[int, Exception]) -> None:
         self._grads = by_name = dict(zip(self._trained, grads, strict=True))
         limits = self.members[0].options.clips
@@ -214,17 +269,14 @@ class TorchStack(Stack):
         for optimizer in self._optimizers:
             optimizer.move(by_name, self.live)
         if any(member.options.schedules for member in self.members):
-            self._step_schedules(errors)
+            for place in sorted(self.live):
+                try:
+                    for schedule in self.members[place].options.schedules:
+                        schedule.step()
+                except Exception as error:  # noqa: BLE001 - a function of the user's in one of them
+                    errors[place] = error
+                    self.detach([place])
             self.settings_changed()
-
-    def _step_schedules(self, errors: dict[int, Exception]) -> None:
-        for place in sorted(self.live):
-            try:
-                for schedule in self.members[place].options.schedules:
-                    schedule.step()
-            except Exception as error:  # noqa: BLE001 - a function of the user's in one of them
-                errors[place] = error
-                self.detach([place])
 
     def _draw_masks(self) -> None:
         """Draw the dropout masks of a batch as `torch.nn.Dropout` does."""
@@ -302,23 +354,18 @@ class TorchStack(Stack):
             self._stacked[name].copy_(values)
         for place, own in alone.items():
             same = np.allclose(losses[place].tolist(), own.losses, 1e-4, 1e-6, equal_nan=True)
-            largest = _largest(own.gradients)
-            for name, grad in zip(self._trained, grads, strict=True):
-                same = same and _are_close(grad[place], own.gradients[name], largest)
+            # rounding of a gradient is that of the largest of all; the step reports others
+            scales = [float(g.abs().max()) if g.numel() else 0.0 for g in own.gradients.values()]
+            largest = max(filter(math.isfinite, scales), default=0.0)
+            for name, grad, scale in zip(self._trained, grads, scales, strict=True):
+                if same and grad.numel() and math.isfinite(scale):
+                    apart = (grad[place] - own.gradients[name]).abs().max()
+                    same = bool(apart <= _TOLERANCE * scale + 2e-6 * largest + 1e-7)
             if not same:
                 raise NotStackableError(
                     "a model or loss of some differs from the first in more than weights, rates "
                     "and loss weights"
                 )
-
-    def _stacked_optimizers(self) -> list[StackedOptimizer]:
-        names = [{id(t): name for name, t in own.items()} for own in self._own]
-        if len({len(member.optimizers) for member in self.members}) > 1:
-            raise NotStackableError("they differ in optimizers")
-        return [
-            StackedOptimizer(own, names, self._stacked, self._trained)
-            for own in zip(*(member.optimizers for member in self.members), strict=True)
-        ]
 
 
 def _check_attributes(wholes: Sequence[MemberModels], alone: Sequence[OwnStep]) -> None:
@@ -329,13 +376,12 @@ def _check_attributes(wholes: Sequence[MemberModels], alone: Sequence[OwnStep]) 
         others = whole.owners()
         if len(others) != len(first):
             raise NotStackableError("their models differ in layers")
-        for name, value, other in differences(first, others):
-            if not (_is_in(value, rates[0]) and _is_in(other, own_rates)):
+        for name, *values in differences(first, others):
+            if not all(
+                isinstance(value, float | int) and float(value) in own
+                for value, own in zip(values, (rates[0], own_rates), strict=True)
+            ):
                 raise NotStackableError(f"they differ in {name}")
-
-
-def _is_in(value: Any, rates: set[float]) -> bool:
-    return isinstance(value, float | int) and float(value) in rates
 
 
 def _check_alike(own: Sequence[Mapping[str, Any]]) -> None:
@@ -349,32 +395,3 @@ def _check_alike(own: Sequence[Mapping[str, Any]]) -> None:
         parts = sorted((t.data_ptr(), t.nbytes) for t in tensors.values() if t.numel())
         if any(a + n > b for (a, n), (b, _) in itertools.pairwise(parts)):
             raise NotStackableError("two weights share memory, but are not one parameter")
-
-
-def _trained_names(alone: Sequence[OwnStep]) -> list[str]:
-    names = [list(member.gradients) for member in alone]
-    if any(own != names[0] for own in names):
-        raise NotStackableError("different weights get gradients")
-    return names[0]
-
-
-def _dropouts_of(alone: Sequence[OwnStep]) -> list[list[tuple[Any, float]]]:
-    """Return shape and rate of each dropout of a step, by member."""
-    if len({len(member.dropouts) for member in alone}) > 1:
-        raise NotStackableError("they differ in dropout layers")
-    return [list(calls) for calls in zip(*(member.dropouts for member in alone), strict=True)]
-
-
-def _are_close(one: Any, other: Any, largest: float) -> bool:
-    """Compare gradients of a parameter; `largest` is that of all, which sets their rounding."""
-    if not other.numel():
-        return True
-    scale = float(other.abs().max())
-    if not math.isfinite(scale):
-        return True  # the step reports it
-    return bool((one - other).abs().max() <= _TOLERANCE * scale + 2e-6 * largest + 1e-7)
-
-
-def _largest(gradients: Mapping[str, Any]) -> float:
-    found = [float(g.abs().max()) for g in gradients.values() if g.numel()]
-    return max((value for value in found if math.isfinite(value)), default=0.0)

@@ -5,6 +5,7 @@ The plain step is in `modularml.backends.torch`.
 
 from __future__ import annotations
 
+import atexit
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,12 +17,57 @@ from modularml._optional import require
 from modularml._private.torch import for_each, multiply_by_one
 from modularml.backends.base import Compute, NotFiniteError
 from modularml.backends.options import GradientSquares, StepOptions
+from modularml.backends.tensor_operations import Processes
 from modularml.backends.torch_kernels import direct_step
-from modularml.backends.torch_parallel import Averaged
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["ExtendedStep", "clip", "scaler_of"]
+__all__ = ["Averaged", "ExtendedStep", "TorchProcesses", "clip", "scaler_of"]
+
+
+class TorchProcesses(Processes):
+    """The process group, initialized if needed."""
+
+    def __init__(self, device: Any) -> None:
+        dist = torch.distributed
+        if not dist.is_initialized():
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(dist.destroy_process_group)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, ordered by rank."""
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+
+class Averaged(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Models and their loss as one module for ``DistributedDataParallel``.
+
+    Only the loss is returned through the wrapper, which waits for gradients of everything it
+    depends on.
+    """
+
+    def __init__(self, compute: Compute, models: Sequence[Any]) -> None:
+        super().__init__()
+        self.models, self.compute = torch.nn.ModuleList(models), compute
+        self.rest: tuple[Any, Any] = ((), ())
+
+    def forward(self, inputs: Sequence[Any]) -> Any:
+        """Return the total loss, and store each loss and output."""
+        total, *rest = self.compute(inputs)
+        self.rest = (rest[0], rest[1])
+        return total
+
+    @classmethod
+    def wrapped(cls, compute: Compute, models: Sequence[Any]) -> Any:
+        """Wrap the models; all processes start from the weights of the first."""
+        ddp = torch.nn.parallel.DistributedDataParallel
+        return ddp(cls(compute, models), find_unused_parameters=True)
+
 
 _norms, _divide = for_each("norm"), for_each("div_")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

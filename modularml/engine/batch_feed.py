@@ -13,7 +13,7 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.fingerprint import Identity
-from modularml.backends.stacking import NotStackableError, StackMember
+from modularml.backends.options import NotStackableError, StackMember
 from modularml.backends.tensor_operations import Processes
 from modularml.data.execution import ExecutionContext, Layout, WeightSource
 from modularml.data.lineage import Source
@@ -173,7 +173,7 @@ class BatchFeed:
         return replace(plan.layout, views={s: b.view for s, b in self.bound.items()})
 
     def stack_member(self, options: StepOptions) -> StackMember:
-        """Return what trains this phase's graph as one with others; see `Stack`.
+        """Return what trains this phase's graph as one with others; see `TorchStack`.
 
         Raises
         ------

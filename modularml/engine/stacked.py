@@ -2,7 +2,7 @@
 
 Each run is an ordinary one in a thread of its own, and only one thread computes at a time. Where a
 run would train an epoch, it waits until all others have come to an epoch or ended; equal models are
-then trained together by a `Stack`, and each run continues with its losses, outputs and weights.
+then trained together by a `TorchStack`, and each run continues with its losses and weights.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 from modularml.backends import BackendAdapter, adapter_for
-from modularml.backends.stacking import NotStackableError, Stack, StackMember
+from modularml.backends.options import NotStackableError, StackMember
 from modularml.data.execution import ExecutionContext
 from modularml.engine.interruption import Signals, is_interruption, shared_signals
 from modularml.engine.loop import RunningEpoch, batch_runner, run_batches
@@ -108,7 +108,7 @@ class SideBySide:
         self._back = threading.Semaphore(0)
         with one_owner():
             self._members = [_Member(i, work, self) for i, work in enumerate(works)]
-        self._stacks: list[tuple[tuple[_Member, ...], Hashable, Stack]] = []
+        self._stacks: list[tuple[tuple[_Member, ...], Hashable, Any]] = []
         self._refused: set[Hashable] = set()
         self._failed: set[Hashable] = set()
         self._interrupted: BaseException | None = None
@@ -235,7 +235,7 @@ class SideBySide:
         self.n_together += len(by_place) if n_trained else 0
         return 0 < n_trained <= n_steps
 
-    def _step(self, stack: Stack, n_places: int, by_place: dict[int, _Member]) -> bool:
+    def _step(self, stack: Any, n_places: int, by_place: dict[int, _Member]) -> bool:
         """Train one batch of each member; return False if their shapes are others now."""
         contexts: dict[int, Any] = {
             place: member.next_context() for place, member in by_place.items()
@@ -266,7 +266,7 @@ class SideBySide:
 
     def _stack_of(
         self, members: list[_Member], key: Hashable, n_steps: int
-    ) -> tuple[tuple[_Member, ...], Stack] | None:
+    ) -> tuple[tuple[_Member, ...], Any] | None:
         """Return a stack for members of one kind, and the members of its places."""
         for places, own_key, stack in self._stacks:
             is_enough = len(members) >= _MIN_SHARE * len(places)
@@ -284,14 +284,14 @@ class SideBySide:
         self._stacks.append((places, key, made))
         return places, made
 
-    def _made(self, members: tuple[_Member, ...], key: Hashable) -> Stack | None:
+    def _made(self, members: tuple[_Member, ...], key: Hashable) -> Any:
         """Return a new stack, or None if members cannot be trained as one."""
         contexts: list[Any] = [member.next_context() for member in members]
         states = [member.random_states for member in members]
         steps: list[Any] = [member.step for member in members]
         try:
             adapter = members[0].running.feed.layout.adapter
-            return cast("Stack", adapter.stack(steps, [ctx.tensors for ctx in contexts], states))
+            return adapter.stack(steps, [ctx.tensors for ctx in contexts], states)
         except Exception as error:  # noqa: BLE001 - members that fail alone raise it themselves
             if isinstance(error, NotStackableError) or key in self._failed:
                 self._refused.add(key)
@@ -303,7 +303,7 @@ class SideBySide:
                 member.give_back(ctx)
 
     def _is_current(
-        self, stack: Stack, members: Sequence[_Member], places: Sequence[_Member]
+        self, stack: Any, members: Sequence[_Member], places: Sequence[_Member]
     ) -> bool:
         """Return whether models, losses and optimizers are those that a stack was made for."""
         for member in members:
@@ -313,7 +313,7 @@ class SideBySide:
         member = members[self.n_together % len(members)]  # another one in each epoch
         ctx: Any = member.next_context()
         try:
-            return stack.is_current(places.index(member), ctx.tensors, member.random_states)
+            return bool(stack.is_current(places.index(member), ctx.tensors, member.random_states))
         finally:
             member.give_back(ctx)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from modularml._typing import Array
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
-from modularml.backends.input_shapes import InputShape
+from modularml.backends.layouts import InputShape
 from modularml.context import ExperimentContext
 from modularml.data.batch import Batch, RoleData, SampleData, as_numpy
 from modularml.data.lineage import MergedColumns, Source

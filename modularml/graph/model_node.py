@@ -9,8 +9,14 @@ from typing import Any, TypeAlias
 from modularml._typing import Columns, Shape
 from modularml.backends import BackendAdapter, adapter_for, backend_of
 from modularml.backends.accelerator import Accelerator
-from modularml.backends.input_shapes import InputShape, shapes_of
-from modularml.backends.layouts import InputLayout, arranged_call, arrangement, laid_out
+from modularml.backends.layouts import (
+    InputLayout,
+    InputShape,
+    arranged_call,
+    arrangement,
+    laid_out,
+    shapes_of,
+)
 from modularml.config import decode, encode
 from modularml.data.batch import as_numpy
 from modularml.data.execution import ExecutionContext

@@ -20,7 +20,7 @@ import numpy as np
 from modularml._typing import Shape
 from modularml.backends import PLAIN, BackendAdapter, StepOptions
 from modularml.backends.base import NotFiniteError
-from modularml.backends.stacking import NotStackableError, StackMember
+from modularml.backends.options import NotStackableError, StackMember
 from modularml.data.execution import Layout, WeightSource
 from modularml.data.lineage import Source
 from modularml.errors import BackendNotSupportedError, ShapeError
@@ -412,7 +412,7 @@ class StepPlan:
         return [values[i] for i in segment._out_slots]
 
     def stack_member(self, options: StepOptions) -> StackMember:
-        """Return what trains this graph as one with others; see `Stack`.
+        """Return what trains this graph as one with others; see `TorchStack`.
 
         Raises
         ------

@@ -11,7 +11,7 @@ from modularml._typing import Shape
 from modularml._warning import warn
 from modularml.backends import Backend, BackendAdapter, adapter_for
 from modularml.backends.accelerator import Accelerator
-from modularml.backends.input_shapes import InputShape
+from modularml.backends.layouts import InputShape
 from modularml.errors import (
     ConfigError,
     GraphError,

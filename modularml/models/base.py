@@ -12,7 +12,7 @@ import numpy as np
 from modularml._registry import Registry
 from modularml._typing import Array, Shape
 from modularml.backends import Backend
-from modularml.backends.input_shapes import InputShape, is_several
+from modularml.backends.layouts import InputShape, is_several
 from modularml.config import Configurable, Stateful
 from modularml.errors import ConfigError, ShapeError
 from modularml.io.artifact import Saveable

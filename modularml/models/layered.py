@@ -12,8 +12,7 @@ from typing import Any, ClassVar, Self
 from modularml._optional import require
 from modularml._typing import Shape
 from modularml.backends import Backend, backend_of
-from modularml.backends.input_shapes import InputShape, is_several, shapes_of
-from modularml.backends.layouts import matching
+from modularml.backends.layouts import InputShape, is_several, matching, shapes_of
 from modularml.config import decode, encode
 from modularml.errors import ConfigError, NotFittedError, ShapeError, UnknownNameError
 from modularml.models.base import BaseModel, check_input_shape, check_shape, check_weights

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from modularml._typing import Array, Shape
-from modularml.backends.input_shapes import InputShape, shapes_of
+from modularml.backends.layouts import InputShape, shapes_of
 from modularml.errors import ConfigError, ShapeError
 from modularml.models.layered import LayerArguments, arguments_of
 

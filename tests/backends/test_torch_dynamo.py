@@ -53,6 +53,7 @@ assert hidden._torchdynamo_disable  # hidden from the compiler again
 """
 
 
+@pytest.mark.private("the import of torch's compiler is put off")
 def test_optimizers_import_the_compiler_only_where_it_is_used():
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT], capture_output=True, text=True, check=False

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from modularml.backends.torch_forward import direct_forward
+from modularml.backends.torch_kernels import direct_forward
 from modularml.models.torch import SequentialCNN, SequentialMLP
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
@@ -31,11 +31,17 @@ def mlp() -> torch.nn.Module:
 def test_gives_what_the_module_gives_bit_for_bit(make, training):
     module = make().train(training)
     direct = direct_forward(module)
-    assert direct is not module
     torch.manual_seed(1)
     want = module(X)
     torch.manual_seed(1)
     assert torch.equal(direct(X), want)
+
+
+@pytest.mark.private("it is not public what a call of a module does")
+@pytest.mark.parametrize("make", [chain, mlp])
+def test_the_module_itself_is_not_called(make):
+    module = make()
+    assert direct_forward(module) is not module
 
 
 def test_gradients_are_the_same():

@@ -15,7 +15,7 @@ import tensorflow as tf
 from modularml._private.keras import all_layers, mask_of, own_weights, with_mask
 from modularml._registry import Registry
 from modularml._typing import Array, Shape
-from modularml.backends.input_shapes import InputShape, arranged, shapes_of
+from modularml.backends.layouts import InputShape, arranged, shapes_of
 from modularml.backends.tensorflow import adapter
 from modularml.backends.tensorflow_models import call, check_layers
 from modularml.errors import ConfigError

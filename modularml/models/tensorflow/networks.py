@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from modularml._typing import Shape
-from modularml.backends.input_shapes import InputShape
+from modularml.backends.layouts import InputShape
 from modularml.models.sequences import (
     CNNArguments,
     RNNArguments,

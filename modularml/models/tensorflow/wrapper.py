@@ -12,8 +12,7 @@ from typing import Any
 import keras
 
 from modularml._typing import Shape
-from modularml.backends.input_shapes import InputShape
-from modularml.backends.layouts import matching
+from modularml.backends.layouts import InputShape, matching
 from modularml.errors import ConfigError
 from modularml.models.layered import ModelWrapper
 from modularml.models.tensorflow.base import TensorflowBaseModel, by_name

@@ -11,7 +11,7 @@ import torch
 from modularml._private.torch import RESETS
 from modularml._registry import Registry
 from modularml._typing import Array, Shape
-from modularml.backends.input_shapes import InputShape
+from modularml.backends.layouts import InputShape
 from modularml.backends.torch import adapter
 from modularml.errors import ConfigError
 from modularml.models.base import check_weights

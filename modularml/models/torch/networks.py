@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from modularml._typing import Shape
-from modularml.backends.input_shapes import InputShape
+from modularml.backends.layouts import InputShape
 from modularml.models.sequences import (
     CNNArguments,
     RNNArguments,

@@ -11,8 +11,7 @@ import torch
 from modularml._optional import loaded
 from modularml._private.torch import layers_of
 from modularml._typing import Shape
-from modularml.backends.input_shapes import InputShape, is_several
-from modularml.backends.layouts import matching
+from modularml.backends.layouts import InputShape, is_several, matching
 from modularml.backends.torch import adapter
 from modularml.errors import ConfigError
 from modularml.models.layered import ModelWrapper
