@@ -33,6 +33,16 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def public_only(session: nox.Session) -> None:
+    """Run the tests on the newest versions of all packages, and only by what these make public."""
+    if not isinstance(session.virtualenv, PassthroughEnv):
+        newest = ("-U", "--upgrade-strategy", "eager")
+        session.install("-q", *newest, "-e", ".[torch,tensorflow,plot,dev]")
+    args = session.posargs or ["-n", "2", "--dist", "worksteal"]
+    session.run("python", "-m", "pytest", *args, env={**ONE_THREAD, "MODULARML_PUBLIC_ONLY": "1"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     install(session)
     session.run("ruff", "check", ".")
