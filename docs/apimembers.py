@@ -10,13 +10,9 @@ from sphinx.pycode import ModuleAnalyzer
 CONFIG = ("get_config", "from_config", "get_state", "set_state", "clone", "encoded")
 FILES = ("save", "load", "attach", "to_yaml", "from_yaml", "inspect")
 BASES = {
-    "SplitMixin": "Rows and splits",
-    "TransformingMixin": "Scalers",
-    "SampleCollectionMixin": "Getters",
-    "ReferencesMixin": "References",
-    "DerivedSetsMixin": "Derived sets",
+    "Rows": "Rows and splits",
+    "ColumnGetters": "Getters",
     "ExperimentFiles": "Files",
-    "FeatureSetFiles": "Files",
     "GraphFiles": "Files",
     "Saveable": "Files",
     "YamlMixin": "Files",
@@ -27,10 +23,23 @@ BASES = {
 }
 """Headings of methods by the class that they are inherited from; of all others, *Methods*."""
 
+MODULES = {
+    "modularml.data.transforming": "Scalers",
+    "modularml.data.references": "References",
+    "modularml.data.windowing": "Derived sets",
+    "modularml.data.merging": "Derived sets",
+    "modularml.data.packing": "Files",
+    "modularml.data.sections": "Files",
+    "modularml.data.joining": "Rows and splits",
+    "modularml.data.display": "Display",
+    "modularml.data.audit_report": "Display",
+}
+"""Headings of methods by the module that they are defined in."""
+
 ORDER = [
     "Constructors",
     "Methods",
-    *dict.fromkeys(BASES.values()),
+    *dict.fromkeys([*BASES.values(), *MODULES.values()]),
     "Attributes",
     "Config and state",
 ]
@@ -108,7 +117,7 @@ def _heading(owner: type, name: str, raw: Any, directive: str) -> str:
         return "Config and state"
     if directive != "method":
         return "Attributes"
-    base = BASES.get(owner.__name__, "Methods")
+    base = MODULES.get(getattr(raw, "__module__", ""), BASES.get(owner.__name__, "Methods"))
     if name in FILES or base == "Files":
         return "Files"
     return "Constructors" if isinstance(raw, classmethod) else base

@@ -13,7 +13,7 @@ from modularml.data.collection import SampleCollection
 from modularml.data.formats import DataFormat, convert, convert_array
 from modularml.data.ids import id_texts
 from modularml.data.samples import SampleData
-from modularml.data.schema import DOMAINS, ColumnSpec
+from modularml.data.schema import DOMAINS, ColumnSpec, SampleSchema
 from modularml.data.selectors import newest, select
 from modularml.errors import UnknownNameError
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["SampleCollectionMixin"]
+__all__ = ["ColumnGetters"]
 
 
-class SampleCollectionMixin:
+class ColumnGetters:
     """Getters over a collection, some of its rows and some of its columns."""
 
     @property
@@ -108,17 +108,8 @@ class SampleCollectionMixin:
         ShapeError
             If columns of different shapes are requested as one array.
         """
-        chosen = self._select(columns, features=features, targets=targets, tags=tags, rep=rep)
-        labels = self._labels(chosen, include_domain_prefix, include_rep_suffix)
-        arrays = map(self.collection.numpy, chosen)
-        schema, zone_of = self.collection.schema, self.collection.zone
-        time_zones = {
-            label: zone_of(name)
-            for label, name in zip(labels, chosen, strict=True)
-            if schema[name].dtype.kind == "M"
-        }
-        zones = {label: zone for label, zone in time_zones.items() if zone is not None}
-        return convert(dict(zip(labels, arrays, strict=True)), fmt, self.row_indices, zones)
+        selectors = {"columns": columns, "features": features, "targets": targets, "tags": tags}
+        return self._get(selectors, rep, fmt, include_domain_prefix, include_rep_suffix)
 
     def get_features(
         self,
@@ -280,33 +271,45 @@ class SampleCollectionMixin:
     def _select(self, columns: Columns = None, **selectors: Any) -> list[str]:
         return select(self.collection.schema, self.column_names, columns, **selectors)
 
+    def _get(
+        self, selectors: dict[str, Any], rep: str | None, fmt: Any, prefix: bool, suffix: bool
+    ) -> Any:
+        collection = self.collection
+        schema = collection.schema
+        chosen = select(schema, self.column_names, **selectors, rep=rep)
+        arrays, zones = dict[str, Array](), dict[str, str]()
+        for label, name in zip(_labels(schema, chosen, prefix, suffix), chosen, strict=True):
+            arrays[label] = collection.numpy(name)
+            if arrays[label].dtype.kind == "M" and (zone := collection.zone(name)) is not None:
+                zones[label] = zone
+        return convert(arrays, fmt, self.row_indices, zones)
+
     def _domain(
         self, domain: str, fmt: Any, wanted: Columns, rep: str | None, prefix: bool, suffix: bool
     ) -> Any:
-        selectors: dict[str, Any] = {domain: "*" if wanted is None else wanted}
         if wanted is None and not self._specs(domain, True, True):
             return convert({}, fmt)
-        return self.get_data(
-            **selectors, rep=rep, fmt=fmt, include_domain_prefix=prefix, include_rep_suffix=suffix
-        )
+        selectors = {domain: "*" if wanted is None else wanted}
+        return self._get(selectors, rep, fmt, prefix, suffix)
 
     def _specs(self, domain: str | None, prefix: bool, suffix: bool) -> dict[str, ColumnSpec]:
         schema = self.collection.schema
-        chosen = [n for n in self.column_names if domain is None or schema[n].domain == domain]
+        chosen = [n for n in self.column_names if domain in (None, schema[n].domain)]
         chosen = chosen if suffix else newest(schema, chosen)
-        labels = self._labels(chosen, prefix, suffix)
+        labels = _labels(schema, chosen, prefix, suffix)
         return {label: schema[name] for label, name in zip(labels, chosen, strict=True)}
 
     def _spec_values(self, field: str, *selection: Any) -> dict[str, Any]:
         return {name: getattr(spec, field) for name, spec in self._specs(*selection).items()}
 
-    def _labels(self, names: list[str], prefix: bool, suffix: bool) -> list[str]:
-        """Shorten names, but keep a representation that distinguishes two columns."""
-        specs = [self.collection.schema[name] for name in names]
-        key_counts = Counter(spec.key for spec in specs)
-        return [
-            (f"{s.domain}." if prefix else "")
-            + s.key
-            + (f".{s.rep}" if suffix or key_counts[s.key] > 1 else "")
-            for s in specs
-        ]
+
+def _labels(schema: SampleSchema, names: list[str], prefix: bool, suffix: bool) -> list[str]:
+    """Shorten names, but keep a representation that distinguishes two columns."""
+    specs = [schema.columns[name] for name in names]
+    key_counts = Counter([spec.key for spec in specs])
+    return [
+        (f"{s.domain}." if prefix else "")
+        + s.key
+        + (f".{s.rep}" if suffix or key_counts[s.key] > 1 else "")
+        for s in specs
+    ]

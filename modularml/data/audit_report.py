@@ -1,19 +1,21 @@
-"""Audit reports and their findings."""
+"""Audits of FeatureSets: reports and their findings."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from modularml._optional import require
+from modularml._typing import Columns
+from modularml.errors import ConfigError, expect
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SEVERITIES", "AuditReport", "AuditWarning", "Finding"]
+__all__ = ["SEVERITIES", "AuditReport", "AuditWarning", "Finding", "audit"]
 
 SEVERITIES = ("error", "warning", "info")
 
@@ -105,7 +107,8 @@ class AuditReport(Sequence[Finding]):
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td><b>{f.severity}</b></td><td>{f.kind}</td><td>{escape(f.message)}<br>"
-            f"<small>{escape(f.measure)}{_chance(f.p_value)}<br>columns: "
+            f"<small>{escape(f.measure)}"
+            f"{'' if f.p_value is None else f'; p = {f.p_value:.1g}'}<br>columns: "
             f"{escape(', '.join(f.columns[:6]) or '-')}; splits: {escape(', '.join(f.splits))}; "
             f"first rows: {' '.join(i[:8] for i in f.sample_ids) or '-'}<br>if this is fine: "
             f"<code>fs.audit(allow=[{escape(repr(f.allow))}])</code></small></td>"
@@ -117,5 +120,62 @@ class AuditReport(Sequence[Finding]):
         return f"<div><b>{escape(self.summary())}</b>{table}{notes}</div>"
 
 
-def _chance(p: float | None) -> str:
-    return "" if p is None else f"; p = {p:.1g}"
+def audit(
+    self: Any,
+    *,
+    groups: Columns = None,
+    time: Columns = None,
+    tolerance: float | None = None,
+    max_rows: int | None = None,
+    allow: Iterable[str] = (),
+) -> AuditReport:
+    """Check for leaks between the splits and for columns that harm a model.
+
+    Parameters
+    ----------
+    groups : str or list of str, optional
+        Key of rows that belong together; several columns form one key, as in `group_by`. By
+        default, any column whose rows are more similar within a value than across values. An
+        empty list checks none.
+    time : str or list of str, optional
+        Columns by which training precedes testing. By default, any column that can be read as
+        time and whose neighbours are similar. An empty list checks none.
+    tolerance : float, optional
+        Largest distance of near-duplicate sequences (root mean square) and largest residual of
+        a target given a feature, in standard deviations; 0 finds exact copies only. By default
+        a statistical test decides.
+    max_rows : int, optional
+        Maximum number of rows per split to examine, evenly spread; None means all, or 100,000
+        for memory-mapped columns.
+    allow : iterable of str
+        Findings that are intended: ``"kind"`` or ``"kind:column"``, as shown in each finding.
+        They are stored with the set and in its file, and listed in the report.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is out of range.
+    UnknownNameError
+        If `allow` names a kind or column that there is not.
+
+    Notes
+    -----
+    Statistics use at most 4,000 rows, sampled with a fixed seed; the report notes this.
+
+    Examples
+    --------
+    >>> from modularml import FeatureSet
+    >>> fs = FeatureSet.from_dict("cells", {"x": [1, 2], "y": [0, 1]}, "x", "y", register=False)
+    >>> fs.audit()
+    audit of 'cells': nothing found
+    """
+    if isinstance(allow, str):
+        raise ConfigError(f"allow must be a list of kinds, got {allow!r}; pass [{allow!r}]")
+    entries = [
+        expect("allow", entry, str, "strings such as 'shared_groups:cell'") for entry in allow
+    ]
+    checks = require("modularml.audit")
+    checks.check_allowed(self, entries)
+    self.audit_allowed = tuple(dict.fromkeys((*self.audit_allowed, *entries)))
+    report: AuditReport = checks.audit(self, groups, time, tolerance, max_rows, self.audit_allowed)
+    return report

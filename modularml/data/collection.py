@@ -18,8 +18,8 @@ from modularml.data.columns import to_arrow
 from modularml.data.formats import stack
 from modularml.data.ids import IdArray, check_ids, id_array, ids_from_texts, make_ids
 from modularml.data.mapping import Maps, release, write_columns
-from modularml.data.schema import RAW, SAMPLE_UUIDS, SampleSchema, with_metadata
-from modularml.errors import DataError
+from modularml.data.schema import RAW, SAMPLE_UUIDS, SampleSchema, description_of, with_metadata
+from modularml.errors import DataError, expect
 
 __all__ = ["SampleCollection"]
 
@@ -228,6 +228,19 @@ class SampleCollection:
         """Return a collection with with_metadata columns: kind, unit, elements by full name."""
         schema = with_metadata(self.table.schema, descriptions)
         return self._next(pa.Table.from_arrays(self.table.columns, schema=schema))
+
+    def described(self, by_field: Mapping[str, Mapping[str, Any] | None]) -> SampleCollection:
+        """Return a collection with descriptions of raw columns, by field and key."""
+        descriptions = dict[str, dict[str, Any]]()
+        for field, by_key in by_field.items():
+            argument = "element_names" if field == "elements" else field
+            for key, value in expect(argument, by_key or {}, Mapping, "a mapping by key").items():
+                if field != "elements":
+                    expect(argument, value, str, f"text for each key, such as {{{key!r}: ...}}")
+                spec = self.schema[f"{self.schema.domain_of(key)}.{key}.{RAW}"]
+                own = descriptions.setdefault(spec.name, description_of(spec))
+                own[field] = list(map(str, value)) if field == "elements" else value
+        return self.with_descriptions(descriptions)
 
     def without_columns(self, names: Sequence[str]) -> SampleCollection:
         """Return a collection without these columns."""

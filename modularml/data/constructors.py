@@ -22,10 +22,10 @@ from modularml.errors import ConfigError, expect
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ConstructorsMixin"]
+__all__ = ["Constructors"]
 
 
-class ConstructorsMixin:
+class Constructors:
     """Constructors of a FeatureSet; each returns ``cls(label, collection)``."""
 
     read_from: ReadFrom | None = None

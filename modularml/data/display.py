@@ -2,76 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from html import escape
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modularml._optional import require
-from modularml._typing import Array
 from modularml.data.formats import BLOCK
 from modularml.data.mapping import release
 from modularml.data.row_records import count_by_reason, described_drops
 from modularml.data.schema import DOMAINS, ColumnSpec
+from modularml.errors import ConfigError
 from modularml.viz import Diagram, DiagramEdge, DiagramNode
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-__all__ = ["describe", "html", "split_tree"]
+__all__ = ["html", "summary", "visualize"]
 
 
-def describe(data: Any) -> pd.DataFrame:
-    """Return one row per column: name, kind, unit, dtype, shape and statistics.
+def summary(self: Any) -> pd.DataFrame:
+    """Return one row per column: kind, unit, dtype, shape, non-finite count, range.
 
     Padding is excluded. If rows were dropped, ``n_dropped`` is their number, and
     ``attrs["dropped"]`` has the numbers by reason.
     """
-    schema = data.collection.schema
-    rows = [_summary(schema[name], _blocks(data, name)) for name in data.column_names]
-    frame: pd.DataFrame = require("pandas").DataFrame(rows)
-    if data.dropped:
-        counts = count_by_reason(data.dropped)
+    collection, rows = self.collection, self.row_indices
+    columns = []
+    for name in self.column_names:
+        spec, values, mask = collection.schema[name], collection.numpy(name), collection.mask(name)
+        low, high, total, size, count = np.inf, -np.inf, 0.0, 0, 0
+        for at in range(0, self.n_samples, BLOCK) if spec.dtype.kind in "iuf" else ():
+            part = slice(at, at + BLOCK) if rows is None else rows[at : at + BLOCK]
+            block = values[part] if mask is None else values[part][mask[part]]
+            finite = block[np.isfinite(block)]
+            size, count = size + block.size, count + finite.size
+            if finite.size:
+                with np.errstate(over="ignore"):
+                    total += float(finite.sum(dtype=np.float64))
+                low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+            release(collection.maps.values())
+        described = {
+            "domain": spec.domain,
+            "key": spec.key,
+            "rep": spec.rep,
+            "kind": spec.kind,
+            "unit": spec.unit,
+            "dtype": _dtype(spec),
+            "shape": spec.shape,
+            "not_finite": size - count,
+        }
+        found = (low, total / count, high) if count else (None, None, None)
+        columns.append(described | dict(zip(("min", "mean", "max"), found, strict=True)))
+    frame: pd.DataFrame = require("pandas").DataFrame(columns)
+    if self.dropped:
+        counts = count_by_reason(self.dropped)
         frame["n_dropped"] = sum(counts.values())
         frame.attrs["dropped"] = counts
     return frame
-
-
-def _blocks(data: Any, name: str) -> Iterator[Array]:
-    """Yield a column block by block, without padded steps."""
-    values, rows = data.collection.numpy(name), data.row_indices
-    mask = data.collection.mask(name)
-    for at in range(0, data.n_samples, BLOCK):
-        block = slice(at, at + BLOCK) if rows is None else rows[at : at + BLOCK]
-        yield values[block] if mask is None else values[block][mask[block]]
-        release(data.collection.maps.values())
-
-
-def _summary(spec: ColumnSpec, blocks: Iterator[Array]) -> dict[str, Any]:
-    numeric = spec.dtype.kind in "iuf"
-    low, high, total, size, count = np.inf, -np.inf, 0.0, 0, 0
-    for block in blocks if numeric else ():
-        finite = block[np.isfinite(block)]
-        size, count = size + block.size, count + finite.size
-        if finite.size:
-            with np.errstate(over="ignore"):
-                total += float(finite.sum(dtype=np.float64))
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    return {
-        "domain": spec.domain,
-        "key": spec.key,
-        "rep": spec.rep,
-        "kind": spec.kind,
-        "unit": spec.unit,
-        "dtype": _dtype(spec),
-        "shape": spec.shape,
-        "not_finite": size - count,
-        "min": low if count else None,
-        "mean": total / count if count else None,
-        "max": high if count else None,
-    }
 
 
 def _dtype(spec: ColumnSpec) -> str:
@@ -98,30 +88,32 @@ def html(data: Any, title: str, splits: dict[str, int] | None = None) -> str:
     )
 
 
-def split_tree(
-    fs: Any,
+def visualize(
+    self: Any,
     *,
-    show_features: bool,
-    show_targets: bool,
-    show_tags: bool | str,
-    show_overlaps: bool,
+    show_features: bool = True,
+    show_targets: bool = True,
+    show_tags: bool | str = "root",
+    show_overlaps: bool = True,
 ) -> Diagram:
-    """Draw a FeatureSet and its splits as a tree with counts and overlaps."""
+    """Draw this set and its splits as a tree with counts."""
+    if show_tags not in (True, False, "root"):
+        raise ConfigError(f"show_tags must be True, False or 'root', got {show_tags!r}")
     wanted = {"features": show_features, "targets": show_targets, "tags": bool(show_tags)}
     on_splits = {**wanted, "tags": show_tags is True}
-    root = DiagramNode(
-        "root", fs.label, (f"{fs.n_samples} rows", *_columns(fs, wanted)), kind="featureset"
-    )
-    origins = {name: record.source for record in fs.split_records for name in record.names}
-    nodes, edges = [root], []
-    for name, view in fs.splits.items():
-        lines = (f"{view.n_samples} rows", *_columns(fs, on_splits))
+    lines: tuple[str, ...] = (f"{self.n_samples} rows", *_columns(self, wanted))
+    nodes, edges = [DiagramNode("root", self.label, lines, kind="featureset")], []
+    origins = {name: record.source for record in self.split_records for name in record.names}
+    for name, view in self.splits.items():
+        lines = (f"{view.n_samples} rows", *_columns(self, on_splits))
         nodes.append(DiagramNode(f"split:{name}", name, lines, kind="split"))
         origin = origins.get(name)
         edges.append(DiagramEdge(f"split:{origin}" if origin else "root", f"split:{name}"))
-    if show_overlaps:
-        edges.extend(_overlaps(fs, origins))
-    return Diagram(fs.label, tuple(nodes), tuple(edges), direction="LR")
+    for (a, first), (b, second) in combinations(self.splits.items(), 2) if show_overlaps else ():
+        shared = len(np.intersect1d(first.indices, second.indices))
+        if shared and a not in _ancestors(b, origins) and b not in _ancestors(a, origins):
+            edges.append(DiagramEdge(f"split:{a}", f"split:{b}", f"{shared} shared", "dashed"))
+    return Diagram(self.label, tuple(nodes), tuple(edges), direction="LR")
 
 
 def _columns(fs: Any, wanted: dict[str, bool]) -> list[str]:
@@ -133,19 +125,6 @@ def _columns(fs: Any, wanted: dict[str, bool]) -> list[str]:
         if shown:
             lines.append(f"{domain}: {', '.join(shown)}{', ...' if len(keys) > 6 else ''}")
     return lines
-
-
-def _overlaps(fs: Any, origins: dict[str, str | None]) -> list[DiagramEdge]:
-    views = list(fs.splits.items())
-    edges = []
-    for i, (a, first) in enumerate(views):
-        for b, second in views[i + 1 :]:
-            if a in _ancestors(b, origins) or b in _ancestors(a, origins):
-                continue
-            shared = len(np.intersect1d(first.indices, second.indices))
-            if shared:
-                edges.append(DiagramEdge(f"split:{a}", f"split:{b}", f"{shared} shared", "dashed"))
-    return edges
 
 
 def _ancestors(name: str, origins: dict[str, str | None]) -> set[str]:

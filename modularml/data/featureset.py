@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
-from modularml._optional import require
-from modularml._typing import Columns, IntArray
+from modularml._typing import IntArray
 from modularml.config import config_registry
-from modularml.context import is_run_again
-from modularml.data.audit_report import AuditReport
+from modularml.context import ExperimentContext, ExperimentNode, is_run_again
+from modularml.data import audit_report, display, packing, references, sections, transforming
 from modularml.data.collection import SampleCollection
-from modularml.data.constructors import ConstructorsMixin
-from modularml.data.display import describe, html, split_tree
-from modularml.data.featureset_files import FeatureSetFiles
-from modularml.data.row_records import DroppedRows, SplitRecord, check_split_name, described_drops
+from modularml.data.constructors import Constructors
+from modularml.data.row_records import (
+    DroppedRows,
+    SplitRecord,
+    check_split_name,
+    described_drops,
+)
+from modularml.data.rows import Rows
 from modularml.data.scaling import ScalerRecord
-from modularml.data.schema import DOMAINS, RAW, description_of
-from modularml.data.transforming import TransformingMixin
+from modularml.data.schema import DOMAINS, RAW
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError, expect
-from modularml.viz import Diagram
-
-if TYPE_CHECKING:
-    import pandas as pd
-
+from modularml.io.artifact import read_artifact
 
 __all__ = ["FeatureSet"]
 
 
-class FeatureSet(FeatureSetFiles, TransformingMixin, ConstructorsMixin):
+class FeatureSet(ExperimentNode, Constructors, Rows[FeatureSetView]):
     """Samples in one Arrow table, with named splits and reversible scaling.
 
     Parameters
@@ -73,6 +72,19 @@ class FeatureSet(FeatureSetFiles, TransformingMixin, ConstructorsMixin):
 
     artifact_kind = "fs"
 
+    reference = references.reference
+    column_reference = references.column_reference
+    fit_transform = transforming.fit_transform
+    transform_new = transforming.transform_new
+    undo_last_transform = transforming.undo_last_transform
+    undo_all_transforms = transforming.undo_all_transforms
+    iter_scalers_on_cols = transforming.iter_scalers_on_cols
+    unscale_data_for_cols = transforming.unscale_data_for_cols
+    audit = audit_report.audit
+    visualize = display.visualize
+    save = packing.save
+    to_yaml = sections.to_yaml
+
     def __init__(
         self,
         label: str,
@@ -86,13 +98,15 @@ class FeatureSet(FeatureSetFiles, TransformingMixin, ConstructorsMixin):
         allowed = (
             "a SampleCollection; use a constructor such as FeatureSet.from_dict or from_pandas"
         )
-        self._collection = expect("collection", collection, SampleCollection, allowed)
+        self._collection: SampleCollection = expect(
+            "collection", collection, SampleCollection, allowed
+        )
         if unknown := kwargs.keys() - {"node_id", "register"}:
             known = ("kind", "unit", "element_names", "register")
             raise UnknownNameError("argument of FeatureSet", min(unknown), known)
         descriptions = {"kind": kind, "unit": unit, "elements": element_names}
         if any(descriptions.values()):
-            self._collection = _with_descriptions(self._collection, descriptions)
+            self._collection = self._collection.described(descriptions)
         self._splits: dict[str, IntArray] = {}
         self._whole: FeatureSetView | None = None
         self._views: dict[str, tuple[IntArray, FeatureSetView]] = {}
@@ -145,10 +159,16 @@ class FeatureSet(FeatureSetFiles, TransformingMixin, ConstructorsMixin):
                 f"{different or 'none, so the values differ, or their order'}. Pass the same table"
             )
         scaled = [n for n, s in new.schema.columns.items() if s.rep != RAW]
-        self._collection = self._scaled(new.without_columns(scaled), self._scaler_records)
+        table = new.without_columns(scaled)
+        self._collection = transforming.scaled(table, self._scaler_records)
         if not self._splits:
             self._splits, self._split_records = dict(rows._splits), list(rows._split_records)
             self._dropped |= rows._dropped
+
+    @property
+    def scaler_records(self) -> tuple[ScalerRecord, ...]:
+        """Every fitted scaler, oldest first."""
+        return tuple(self._scaler_records)
 
     @property
     def row_indices(self) -> None:
@@ -282,6 +302,49 @@ class FeatureSet(FeatureSetFiles, TransformingMixin, ConstructorsMixin):
             new._scaler_records = list(self._scaler_records)
         return new
 
+    @classmethod
+    def load(
+        cls,
+        filepath: str | Path,
+        *,
+        allow_packaged_code: bool | str = False,
+        overwrite: bool = False,
+        custom_objects: Mapping[str, Any] | None = None,
+        allow_import: Iterable[str] = (),
+        verify: bool = True,
+    ) -> Self:
+        """Load a set from a file; columns stay in the file until they are used.
+
+        Parameters
+        ----------
+        filepath : path-like
+            With or without its suffix.
+        allow_packaged_code : bool or str
+            Whether packaged code may run; see `BaseModel.load`.
+        overwrite : bool
+            Whether to replace a node with the same id or label. Otherwise the set gets a new id
+            and stays out of the active context.
+        custom_objects, allow_import
+            Sources of user-defined classes; see `Scaler.load`.
+        verify : bool
+            Whether to check the hash of the rows. Without it, a large file opens at once.
+
+        Raises
+        ------
+        MMLError
+            If the file is damaged, written by a newer version or holds something else. Nothing is
+            changed in that case.
+        """
+        trusted = allow_packaged_code, custom_objects, allow_import
+        contents = read_artifact(filepath, "fs", *trusted, verify)
+        ctx = ExperimentContext.get_active()
+        ids = ctx.free_ids(contents.ids, overwrite=overwrite)
+        with contents.building(), ctx.beside(overwrite=overwrite):
+            label, state = contents.config["label"], packing.unpacked(contents.state())
+            new = cls(label, state["collection"], node_id=ids.get(label))
+            new.set_state(state)
+        return new
+
     def get_config(self) -> dict[str, Any]:
         """Return the label; rows are state."""
         return {"label": self.label}
@@ -313,87 +376,9 @@ class FeatureSet(FeatureSetFiles, TransformingMixin, ConstructorsMixin):
 
     # -- display ------------------------------------------------------------------------------
 
-    def summary(self) -> pd.DataFrame:
-        """Return one row per column: kind, unit, dtype, shape, non-finite count, range."""
-        return describe(self)
-
-    def audit(
-        self,
-        *,
-        groups: Columns = None,
-        time: Columns = None,
-        tolerance: float | None = None,
-        max_rows: int | None = None,
-        allow: Iterable[str] = (),
-    ) -> AuditReport:
-        """Check for leaks between the splits and for columns that harm a model.
-
-        Parameters
-        ----------
-        groups : str or list of str, optional
-            Key of rows that belong together; several columns form one key, as in `group_by`. By
-            default, any column whose rows are more similar within a value than across values. An
-            empty list checks none.
-        time : str or list of str, optional
-            Columns by which training precedes testing. By default, any column that can be read as
-            time and whose neighbours are similar. An empty list checks none.
-        tolerance : float, optional
-            Largest distance of near-duplicate sequences (root mean square) and largest residual of
-            a target given a feature, in standard deviations; 0 finds exact copies only. By default
-            a statistical test decides.
-        max_rows : int, optional
-            Maximum number of rows per split to examine, evenly spread; None means all, or 100,000
-            for memory-mapped columns.
-        allow : iterable of str
-            Findings that are intended: ``"kind"`` or ``"kind:column"``, as shown in each finding.
-            They are stored with the set and in its file, and listed in the report.
-
-        Raises
-        ------
-        ConfigError
-            If an argument is out of range.
-        UnknownNameError
-            If `allow` names a kind or column that there is not.
-
-        Notes
-        -----
-        Statistics use at most 4,000 rows, sampled with a fixed seed; the report notes this.
-
-        Examples
-        --------
-        >>> fs = FeatureSet.from_dict("cells", {"x": [1, 2], "y": [0, 1]}, "x", "y", register=False)
-        >>> fs.audit()
-        audit of 'cells': nothing found
-        """
-        audit = require("modularml.audit")
-        audit.check_allowed(self, entries := _entries(allow))
-        self.audit_allowed = tuple(dict.fromkeys((*self.audit_allowed, *entries)))
-        report: AuditReport = audit.audit(
-            self, groups, time, tolerance, max_rows, self.audit_allowed
-        )
-        return report
-
-    def visualize(
-        self,
-        *,
-        show_features: bool = True,
-        show_targets: bool = True,
-        show_tags: bool | str = "root",
-        show_overlaps: bool = True,
-    ) -> Diagram:
-        """Draw this set and its splits as a tree with counts."""
-        if show_tags not in (True, False, "root"):
-            raise ConfigError(f"show_tags must be True, False or 'root', got {show_tags!r}")
-        return split_tree(
-            self,
-            show_features=show_features,
-            show_targets=show_targets,
-            show_tags=show_tags,
-            show_overlaps=show_overlaps,
-        )
-
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}: {n}" for name, n in self._split_sizes().items())
+        dropped = {id(d): d for drops in self._dropped.values() for d in drops}  # each once
         keys = {domain: self._collection.schema.keys(domain) for domain in DOMAINS}
         shown = "; ".join(
             f"{d}: {', '.join(k[:8])}{', ...' if len(k) > 8 else ''}" for d, k in keys.items() if k
@@ -401,11 +386,11 @@ class FeatureSet(FeatureSetFiles, TransformingMixin, ConstructorsMixin):
         return (
             f"FeatureSet({self.label!r}, {self.n_samples} rows; {shown}"
             f"{'; splits ' + parts if parts else ''}; {len(self._scaler_records)} scalers"
-            f"{'; ' if self._dropped else ''}{described_drops(self._all_dropped())})"
+            f"{'; ' if self._dropped else ''}{described_drops(dropped.values())})"
         )
 
     def _repr_html_(self) -> str:
-        return html(self, f"FeatureSet {self.label}", self._split_sizes())
+        return display.html(self, f"FeatureSet {self.label}", self._split_sizes())
 
     # -- internals ---------------------------------------------------------------------------
 
@@ -423,10 +408,6 @@ class FeatureSet(FeatureSetFiles, TransformingMixin, ConstructorsMixin):
         if dropped is not None:
             self._dropped[""] = (*self.dropped, dropped)
         return self
-
-    def _all_dropped(self) -> list[DroppedRows]:
-        """Return the drops of this set and of its splits, each once."""
-        return list({id(d): d for parts in self._dropped.values() for d in parts}.values())
 
     def _split_sizes(self) -> dict[str, int]:
         return {name: int((rows >= 0).sum()) for name, rows in self._splits.items()}
@@ -446,28 +427,4 @@ class FeatureSet(FeatureSetFiles, TransformingMixin, ConstructorsMixin):
             self._split_records.append(record)
 
 
-def _entries(allow: Iterable[str]) -> list[str]:
-    if isinstance(allow, str):
-        raise ConfigError(f"allow must be a list of kinds, got {allow!r}; pass [{allow!r}]")
-    return [expect("allow", entry, str, "strings such as 'shared_groups:cell'") for entry in allow]
-
-
 config_registry.register("FeatureSet", FeatureSet, overwrite=True)
-
-
-def _with_descriptions(
-    collection: SampleCollection, by_field: Mapping[str, Mapping[str, Any] | None]
-) -> SampleCollection:
-    """Return a collection with descriptions of raw columns, given by field and key."""
-    schema, descriptions = collection.schema, dict[str, dict[str, Any]]()
-    for field, by_key in by_field.items():
-        name = "element_names" if field == "elements" else field
-        for key, value in expect(name, by_key or {}, Mapping, "a mapping by key").items():
-            if field != "elements":
-                expect(name, value, str, f"text for each key, such as {{{key!r}: ...}}")
-            spec = schema[f"{schema.domain_of(key)}.{key}.{RAW}"]
-            current = description_of(spec)
-            descriptions.setdefault(spec.name, current)[field] = (
-                [str(name) for name in value] if field == "elements" else value
-            )
-    return collection.with_descriptions(descriptions)

@@ -14,7 +14,7 @@ from modularml._typing import Array, IntArray
 from modularml.data.columns import to_arrow
 from modularml.errors import DataError, ShapeError, UnknownNameError
 
-__all__ = ["ARRAY_FORMATS", "DataFormat", "convert", "convert_array", "stack"]
+__all__ = ["ARRAY_FORMATS", "DataFormat", "convert", "convert_array", "stack", "stack_columns"]
 
 
 BLOCK = 8192
@@ -172,6 +172,25 @@ def stack(columns: Mapping[str, Array], rows: IntArray | None = None) -> Array:
         for i, array in enumerate(arrays):
             out[at : at + BLOCK, i] = array[part]
     return out
+
+
+def stack_columns(columns: Mapping[str, Array], rows: IntArray | None = None) -> Array:
+    """Stack columns as `stack` does, but contiguous in memory by column.
+
+    Operations of scalers on a column, and their results, are then contiguous.
+
+    Returns
+    -------
+    ndarray, shape (n, n_columns, *shape)
+    """
+    arrays = list(columns.values())
+    if len(arrays) == 1 or arrays[0].ndim > 1 or any(a.ndim > 1 for a in arrays):
+        return stack(columns, rows)
+    n = len(arrays[0]) if rows is None else len(rows)
+    out = np.empty((len(arrays), n), dtype=common_dtype(columns))
+    for row, array in zip(out, arrays, strict=True):
+        row[:] = array if rows is None else array[rows]
+    return out.T
 
 
 def common_dtype(columns: Mapping[str, Array]) -> np.dtype[Any]:

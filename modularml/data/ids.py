@@ -1,4 +1,4 @@
-"""Row ids of 128 bits, displayed as UUID text."""
+"""Row ids of 128 bits, displayed as UUID text, and positions of rows."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from modularml._typing import Array
+from modularml._typing import Array, IntArray
 from modularml.errors import DataError
 
 __all__ = [
     "IdArray",
+    "as_positions",
+    "as_slice",
     "check_ids",
     "id_array",
     "id_texts",
     "ids_from_texts",
     "make_ids",
+    "positions_of",
     "scramble",
 ]
 
@@ -62,16 +66,50 @@ def ids_from_texts(texts: Iterable[Any]) -> IdArray:
                 return np.frombuffer(bytes.fromhex(digits), dtype="V16")
             except ValueError:
                 pass  # the slow path below finds which one it is
-    return np.frombuffer(b"".join(map(_id_bytes, values)), dtype="V16")
+    found = []
+    for value in values:
+        try:
+            is_bytes = isinstance(value, bytes) and len(value) == 16
+            found.append(value if is_bytes else uuid.UUID(str(value)).bytes)
+        except ValueError:
+            raise DataError(f"a sample id must be UUID text, got {value!r}") from None
+    return np.frombuffer(b"".join(found), dtype="V16")
 
 
-def _id_bytes(value: Any) -> bytes:
-    if isinstance(value, bytes) and len(value) == 16:
-        return value
-    try:
-        return uuid.UUID(str(value)).bytes
-    except ValueError:
-        raise DataError(f"a sample id must be UUID text, got {value!r}") from None
+def positions_of(wanted: pa.Array, ids: pa.Array) -> IntArray:
+    """Return the position of each id among others, -1 if it is absent; so of other keys."""
+    positions = pc.index_in(wanted, value_set=ids, skip_nulls=True)
+    return pc.fill_null(positions, -1).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+
+
+def as_positions(indices: Any) -> IntArray:
+    """Return positions of rows as one array of integers.
+
+    Raises
+    ------
+    DataError
+        If they are not integers or not one-dimensional.
+    """
+    rows = np.asarray(indices)
+    if rows.size and rows.dtype.kind not in "iu":
+        raise DataError(f"indices must be integers, got {rows.dtype}; use filter() for conditions")
+    if rows.ndim > 1:
+        raise DataError(f"indices must be one-dimensional, got shape {rows.shape}")
+    return rows.astype(np.int64, copy=False).reshape(-1)
+
+
+def as_slice(rows: IntArray | slice) -> IntArray | slice:
+    """Return consecutive rows as a slice, which is cheaper to gather."""
+    if isinstance(rows, slice):
+        return rows
+    n, block = len(rows), 16384  # small enough to stay in the cache
+    if not n or rows[-1] - rows[0] != n - 1:
+        return rows
+    for at in range(0, n - 1, block):
+        part = rows[at : at + block + 1]
+        if not (part[1:] - part[:-1] == 1).all():
+            return rows
+    return slice(int(rows[0]), int(rows[0]) + n)
 
 
 def make_ids(fingerprint: str, n: int) -> IdArray:

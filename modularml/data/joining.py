@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,12 +12,22 @@ import pyarrow.compute as pc
 
 from modularml._typing import IntArray
 from modularml._warning import warn
-from modularml.data.ids import id_array
+from modularml.data.ids import id_array, positions_of
 from modularml.data.schema import POSITION, SAMPLE_UUIDS
 from modularml.data.selectors import as_list, select_one
-from modularml.errors import DataError, UnknownNameError
+from modularml.errors import ConfigError, DataError, UnknownNameError
 
-__all__ = ["Joined", "Key", "Link", "Table", "join", "link_by", "link_same", "table_of"]
+__all__ = [
+    "Joined",
+    "Key",
+    "Link",
+    "Table",
+    "join",
+    "link_by",
+    "link_same",
+    "split_like",
+    "table_of",
+]
 
 Key: TypeAlias = str | Sequence[str] | None
 """Columns whose values match rows of two tables."""
@@ -62,8 +72,7 @@ class Link(NamedTuple):
 
     def find(self, side: int) -> IntArray:
         """Return the matching row on the other side for each row; -1 for no match."""
-        matches = pc.index_in(self.keys[side], value_set=self.keys[1 - side], skip_nulls=True)
-        return pc.fill_null(matches, -1).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+        return positions_of(self.keys[side], self.keys[1 - side])
 
     def repeats(self, side: int) -> bool:
         """Check whether a key is repeated on one side."""
@@ -142,6 +151,59 @@ def link_same(tables: Sequence[Table], pair: tuple[int, int]) -> Link | None:
     link = Link(pair, keys, repr(SAMPLE_UUIDS))
     same = keys[0].equals(keys[1]) or not (link.repeats(0) or (link.find(0) < 0).any())
     return link if same else None
+
+
+def split_like(self: Any, other: Any, on: str | Mapping[str, str]) -> None:
+    """Split the rows as the rows of another set that have the same key.
+
+    Machine facts get the splits of the windows of these machines, so that scalers of both
+    learn from the same machines. Rows whose key is in no split of `other` are in none.
+
+    Parameters
+    ----------
+    other : FeatureSet
+        Its splits are taken over by name.
+    on : str or dict of str to str
+        Column whose values are equal in both; a dict maps the column of this set to that of
+        `other`.
+
+    Raises
+    ------
+    ConfigError
+        If `on` is not one column, or `other` has no splits.
+    DataError
+        If no row has a key of a split.
+
+    Examples
+    --------
+    >>> from modularml import FeatureSet
+    >>> rows = FeatureSet.from_dict(
+    ...     "rows", {"v": [1, 2, 3], "m": ["a", "b", "b"]}, "v", [], "m", register=False
+    ... )
+    >>> facts = FeatureSet.from_dict(
+    ...     "facts", {"m": ["b", "a"], "age": [7, 9]}, "age", [], "m", register=False
+    ... )
+    >>> rows.split_by_condition({"train": {"m": "b"}, "test": {"m": "a"}})
+    >>> facts.split_like(rows, on="m")
+    >>> facts["train"].get_features()["age"].tolist()
+    [7]
+    """
+    pairs = {on: on} if isinstance(on, str) else dict(on)
+    if len(pairs) != 1:
+        raise ConfigError(f"on must be one column that both sets have, got {on!r}")
+    splits = getattr(other, "splits", None)
+    if not splits:
+        raise ConfigError(f"other must be a FeatureSet with splits, got {other!r}; split it first")
+    ((own, theirs),) = pairs.items()
+    tables = [table_of(self.to_view()), table_of(other.to_view())]
+    matches = link_by(tables, (0, 1), (own, theirs))
+    conditions = {}
+    for name, part in splits.items():
+        keys = matches.keys[1].take(pa.array(part.valid_indices))
+        conditions[name] = {own: pc.unique(keys.drop_null()).to_pylist()}
+    if (matches.find(0) < 0).all():
+        raise DataError(f"no row of {self._name!r} has a value of {on!r} in {other.label!r}")
+    self.split_by_condition(conditions)
 
 
 def join(tables: Sequence[Table], links: Sequence[Link], *, who: str = "") -> Joined:

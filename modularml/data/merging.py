@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,39 +12,93 @@ import pyarrow.compute as pc
 from modularml._optional import require
 from modularml._typing import Array, Columns, IntArray
 from modularml._warning import warn
+from modularml.data.arrow_types import is_plain
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import to_arrow
-from modularml.data.joining import Link, link_by, table_of
+from modularml.data.joining import Link, Table, link_by, table_of
 from modularml.data.row_records import DroppedRows
 from modularml.data.schema import RAW, check_keys, description_of, with_metadata
 from modularml.data.selectors import as_list
 from modularml.data.windowing import raw_columns
 from modularml.errors import ConfigError, DataError, UnknownNameError
 
-__all__ = ["JoinKey", "merged"]
+__all__ = ["JoinKey", "join"]
 
 JoinKey: TypeAlias = str | Sequence[str] | Mapping[str, str] | None
 """Columns that both tables share, or the column of the other table by that of this one."""
 
 
-def merged(
-    left: Any,
-    right: Any,
+def join(
+    self: Any,
+    other: Any,
+    on: JoinKey = None,
     *,
-    on: JoinKey,
-    asof: JoinKey,
-    tolerance: Any,
-    columns: Columns,
-    rename: Mapping[str, str] | None,
-    missing: str,
-) -> tuple[SampleCollection, IntArray, DroppedRows | None]:
-    """Join raw columns of a view to the rows of another; see `FeatureSet.join`.
+    asof: JoinKey = None,
+    tolerance: Any = None,
+    columns: Columns = None,
+    rename: Mapping[str, str] | None = None,
+    missing: str = "drop",
+    label: str | None = None,
+    register: bool = True,
+) -> Any:
+    """Add the columns of another set to these rows, in a new FeatureSet.
+
+    Rows keep their order, ids and scalers, and each has at most one match. Splits are not
+    copied, so join before splitting.
+
+    Parameters
+    ----------
+    other : FeatureSet or FeatureSetView
+    on : str, list of str, or dict, optional
+        Columns whose values are equal in both; a dict maps the column of this set to that of
+        `other`. Without `asof`, values must not repeat in `other`.
+    asof : str or dict, optional
+        Column of times or numbers: the match is the last row of `other` (with equal values of
+        `on`, if given) whose value is not greater. Rows need not be sorted; of equal values in
+        `other`, the last row counts.
+    tolerance : number or str, optional
+        Greatest distance in `asof`, inclusive: a number, or a duration such as ``"7D"``.
+    columns : str or list of str, optional
+        Columns of `other` to add, by default all but those of `on`; their domain, kind, unit,
+        element names and masks are kept.
+    rename : dict, optional
+        New keys of columns of `other`.
+    missing : {'drop', 'nan', 'error'}
+        Rows without a match are dropped with a warning and a recorded reason (see `drop`),
+        have NaN in float columns, or are refused.
+    label : str, optional
+        Label of the new set, by default both labels joined by ``_``.
+    register : bool
+        Whether the new set joins the active experiment.
 
     Returns
     -------
-    tuple
-        The table, the positions of its rows in `left`, and the rows left out, if any.
+    FeatureSet
+
+    Raises
+    ------
+    ConfigError
+        If an argument is invalid.
+    DataError
+        If no row has a match, values of `on` repeat in `other`, they cannot be compared, both
+        sets have a column of one name, or a column of `other` is scaled.
+
+    Examples
+    --------
+    >>> from modularml import FeatureSet
+    >>> rows = FeatureSet.from_dict(
+    ...     "rows", {"v": [1.0, 2.0], "m": ["b", "a"]}, "v", [], "m", register=False
+    ... )
+    >>> facts = FeatureSet.from_dict(
+    ...     "facts", {"m": ["a", "b"], "age": [7, 9]}, "age", [], "m", register=False
+    ... )
+    >>> rows.join(facts, "m", register=False).get_features()["age"].tolist()
+    [9, 7]
     """
+    if not hasattr(other, "to_view"):
+        raise ConfigError(
+            f"other must be a FeatureSet or a view of one, got {type(other).__name__}"
+        )
     if missing not in ("drop", "nan", "error"):
         raise ConfigError(f"missing must be 'drop', 'nan' or 'error', got {missing!r}")
     keys, times = _pairs("on", on), _pairs("asof", asof)
@@ -55,19 +109,28 @@ def merged(
         )
     if tolerance is not None and not times:
         raise ConfigError(f"tolerance={tolerance!r} applies to asof=, which is missing")
+    left, right = self.to_view(), other.to_view()
     tables = [table_of(left), table_of(right)]
-    link = link_by(tables, (0, 1), (_key(keys), _key(keys.values()))) if keys else None
+    link = _linked(tables, keys) if keys else None
     if times:
-        time = link_by(tables, (0, 1), (_key(times), _key(times.values())))
-        matches = _last_before(link, time, tolerance)
-    else:
-        assert link is not None
-        _check_unique(link, left, right)
+        matches = _last_before(link, _linked(tables, times), tolerance)
+    elif link is not None:
+        if link.repeats(1):  # which would multiply rows
+            values = link.keys[1].drop_null()
+            n = len(values) - len(pc.unique(values))
+            raise DataError(
+                f"values of {link.on} repeat in {right.source.label!r} ({n} of {len(right)} rows "
+                "have one of an earlier row), so the join would multiply rows of "
+                f"{left.source.label!r}; select one row per value, join on more columns, or take "
+                "the last row before each with asof="
+            )
         matches = link.find(0)
     how = " and ".join(x for x in (f"on={on!r}" * bool(keys), f"asof={asof!r}" * bool(times)) if x)
     names = _right_columns(left, right, columns, {**keys, **times}, set(keys.values()), rename)
     rows, dropped = _matched(matches, left, right, how, missing)
-    return _combined(left, right, rows, matches[rows], names), rows, dropped
+    collection = _combined(left, right, rows, matches[rows], names)
+    new = left.take(rows).to_featureset(label or f"{self._name}_{other._name}", register=register)
+    return new._with_joined(collection, dropped)
 
 
 def _pairs(argument: str, key: JoinKey) -> dict[str, str]:
@@ -80,30 +143,21 @@ def _pairs(argument: str, key: JoinKey) -> dict[str, str]:
     return {name: name for name in names}
 
 
-def _key(names: Iterable[str]) -> str | list[str]:
-    listed = list(names)
-    return listed[0] if len(listed) == 1 else listed
-
-
-def _check_unique(link: Link, left: Any, right: Any) -> None:
-    """Refuse keys that repeat in the right table, which would multiply rows."""
-    if not link.repeats(1):
-        return
-    values = link.keys[1].drop_null()
-    n = len(values) - len(pc.unique(values))
-    raise DataError(
-        f"values of {link.on} repeat in {right.source.label!r} ({n} of {len(right)} rows have one "
-        f"of an earlier row), so the join would multiply rows of {left.source.label!r}; select one "
-        "row per value, join on more columns, or take the last row before each with asof="
-    )
+def _linked(tables: Sequence[Table], columns: Mapping[str, str]) -> Link:
+    """Link two tables by the columns of the right one for those of the left."""
+    left, right = list(columns), list(columns.values())
+    return link_by(tables, (0, 1), (left[0], right[0]) if len(left) == 1 else (left, right))
 
 
 def _last_before(link: Link | None, time: Link, tolerance: Any) -> IntArray:
     """Return the last row of the right table at or before each row of the left; -1 for none."""
     a, b = (_numbers(keys, time.on) for keys in time.keys)
-    codes = _codes(link, len(a), len(b))
+    codes = np.zeros(len(a) + len(b), dtype=np.int64)
+    if link is not None:  # equal keys of both tables as equal numbers
+        both = pa.concat_arrays(list(link.keys)).dictionary_encode()
+        codes = pc.fill_null(both.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     tables = []
-    for values, own, keys in zip((a, b), codes, time.keys, strict=True):
+    for values, own, keys in zip((a, b), np.split(codes, [len(a)]), time.keys, strict=True):
         valid = np.flatnonzero((own >= 0) & keys.is_valid().to_numpy(zero_copy_only=False))
         present = values[valid]  # sorted as integers, which is quicker, and only if need be
         present = present.view(np.int64) if present.dtype.kind in "mM" else present
@@ -120,23 +174,12 @@ def _last_before(link: Link | None, time: Link, tolerance: Any) -> IntArray:
     return rows
 
 
-def _codes(link: Link | None, n: int, m: int) -> tuple[IntArray, IntArray]:
-    """Return equal keys of both tables as equal numbers; -1 for a missing key."""
-    if link is None:
-        return np.zeros(n, dtype=np.int64), np.zeros(m, dtype=np.int64)
-    both = pa.concat_arrays(list(link.keys)).dictionary_encode()
-    codes = pc.fill_null(both.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes[:n], codes[n:]
-
-
 def _numbers(keys: pa.Array, on: str) -> Array:
     """Return times or numbers as a numpy array; missing ones have any value."""
-    kind, types = keys.type, pa.types
-    if types.is_date(kind):
+    if pa.types.is_date(keys.type):
         keys = keys.cast(pa.timestamp("s"))
-    tests = types.is_date, types.is_timestamp, types.is_duration, types.is_integer
-    if not any(test(kind) for test in (*tests, types.is_floating)):
-        raise DataError(f"asof={on} must hold numbers or times, got {kind}; convert it")
+    if not is_plain(keys.type):
+        raise DataError(f"asof={on} must hold numbers or times, got {keys.type}; convert it")
     values: Array = pc.fill_null(keys, pa.scalar(0, pa.int64()).cast(keys.type)).to_numpy()
     return values
 
@@ -145,7 +188,15 @@ def _is_near(a: Array, b: Array, known: Array, tolerance: Any, on: str) -> Array
     """Return where `a` is at most `tolerance` after `b`."""
     limit = tolerance
     if a.dtype.kind in "mM":
-        limit = _duration(tolerance, on) // _nanoseconds(a.dtype)
+        message = f"tolerance must be a duration such as '7D' for asof={on}, got {tolerance!r}"
+        if isinstance(tolerance, int | float):
+            raise ConfigError(message)
+        try:
+            limit = require("pandas").Timedelta(tolerance).value
+        except (ValueError, TypeError) as error:
+            raise ConfigError(message) from error
+        unit, count = np.datetime_data(a.dtype)
+        limit //= count * {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[unit]
         a, b = a.astype(np.int64), b.astype(np.int64)
     elif isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.number):
         raise ConfigError(f"tolerance must be a number for asof={on}, got {tolerance!r}")
@@ -155,23 +206,6 @@ def _is_near(a: Array, b: Array, known: Array, tolerance: Any, on: str) -> Array
         a, b = a.astype(np.uint64), b.astype(np.uint64)
     near: Array = np.where(known, a - b, 0) <= limit
     return near
-
-
-def _duration(tolerance: Any, on: str) -> int:
-    """Return a duration in nanoseconds."""
-    message = f"tolerance must be a duration such as '7D' for asof={on}, got {tolerance!r}"
-    if isinstance(tolerance, int | float):
-        raise ConfigError(message)
-    try:
-        return int(require("pandas").Timedelta(tolerance).value)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(message) from error
-
-
-def _nanoseconds(dtype: Any) -> int:
-    """Return the nanoseconds of one unit of a type of times."""
-    unit, count = np.datetime_data(dtype)
-    return int(count) * {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[unit]
 
 
 def _matched(

@@ -1,10 +1,11 @@
-"""Conversion of a FeatureSet's state to plain data and back, with checks."""
+"""Files of FeatureSets: their state as plain data and back, with checks."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import pyarrow as pa
 
 from modularml._typing import IntArray
 from modularml.data.collection import SampleCollection
-from modularml.data.group_scaling import UNSEEN
 from modularml.data.row_records import DroppedRows, SplitRecord, check_split_name
+from modularml.data.scaler_fitting import UNSEEN
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS
 from modularml.errors import DataError
+from modularml.io.artifact import write_artifact
 from modularml.io.jsontext import dump_json
 from modularml.io.values import Packer
 from modularml.scalers.flattening import Flattening
@@ -25,7 +27,31 @@ from modularml.splitters import BaseSplitter
 
 _OF_GROUPS = ("per", "unseen", "groups", "group_scalers")
 
-__all__ = ["packed", "packed_without_rows", "scalers_fingerprint", "unpacked"]
+__all__ = ["packed", "packed_without_rows", "save", "scalers_fingerprint", "unpacked"]
+
+
+def save(
+    self: Any, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
+) -> Path:
+    """Write rows, splits, scalers and their records to a file ``name.fs.mml``.
+
+    Raises
+    ------
+    MMLExistsError
+        If the file exists and `overwrite` is false.
+    MMLError
+        If a part cannot be stored as data or the file cannot be written.
+    """
+    return write_artifact(
+        filepath,
+        "fs",
+        "FeatureSet",
+        self.get_config,
+        lambda: packed(self.get_state()),
+        overwrite=overwrite,
+        ids={self.node_id: self.label},
+        package_code=package_code,
+    )
 
 
 def packed(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from modularml._typing import Array, Columns, IntArray
 from modularml._warning import warn
-from modularml.data.access import SampleCollectionMixin
-from modularml.data.derived_sets import DerivedSetsMixin
-from modularml.data.ids import id_array, id_texts, ids_from_texts
+from modularml.data import display, joining, merging, windowing
+from modularml.data.access import ColumnGetters
+from modularml.data.ids import as_positions, id_array, id_texts, ids_from_texts, positions_of
 from modularml.data.row_records import DroppedRows, SplitRecord, with_series
 from modularml.data.scaling import scaled_by
 from modularml.data.selectors import select_one
@@ -27,13 +26,18 @@ from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SplitMixin", "as_slice"]
+__all__ = ["Rows"]
 
-View = TypeVar("View", bound=SampleCollectionMixin)
+View = TypeVar("View", bound="Rows[Any]")
 
 
-class SplitMixin(DerivedSetsMixin, Generic[View]):
-    """Row and column operations of FeatureSets and views."""
+class Rows(ColumnGetters, Generic[View]):
+    """Rows of a table: what FeatureSets and views of them have in common."""
+
+    windows = windowing.windows
+    join = merging.join
+    split_like = joining.split_like
+    summary = display.summary
 
     @property
     @abstractmethod
@@ -45,8 +49,22 @@ class SplitMixin(DerivedSetsMixin, Generic[View]):
         """Return a view of these positions; None for all."""
 
     @abstractmethod
+    def to_view(self) -> View:
+        """Return a view of the rows."""
+
+    @property
+    @abstractmethod
+    def dropped(self) -> tuple[DroppedRows, ...]:
+        """Rows that were left out, and why."""
+
+    @abstractmethod
     def _source(self) -> Any:
         """Return the underlying FeatureSet."""
+
+    @property
+    def _name(self) -> str:
+        """Label, or that of the underlying FeatureSet."""
+        return str(self.label or self._source().label)
 
     # -- rows ---------------------------------------------------------------------------------
 
@@ -125,7 +143,7 @@ class SplitMixin(DerivedSetsMixin, Generic[View]):
             If an id is unknown; the message names the first.
         """
         wanted = ids_from_texts(expect("uuids", uuids, Iterable, "a list of sample ids"))
-        positions = _positions_of(self._ids(), id_array(wanted))
+        positions = positions_of(id_array(wanted), self._ids())
         missing = np.flatnonzero(positions < 0)
         if len(missing):
             raise DataError(
@@ -135,7 +153,7 @@ class SplitMixin(DerivedSetsMixin, Generic[View]):
         return self._view(positions, None, label)
 
     def take_intersection(
-        self, other: SplitMixin[Any], *, order: str = "self", label: str | None = None
+        self, other: Rows[Any], *, order: str = "self", label: str | None = None
     ) -> View:
         """Return the rows that are also in `other`, by sample id.
 
@@ -148,17 +166,15 @@ class SplitMixin(DerivedSetsMixin, Generic[View]):
         """
         if order not in ("self", "other"):
             raise ConfigError(f"order must be 'self' or 'other', got {order!r}")
-        if order == "other":
-            positions = _positions_of(self._ids(), _ids_of(other))
-            return self._view(positions[positions >= 0], None, label)
-        in_other = _positions_of(_ids_of(other), self._ids()) >= 0
-        return self._view(np.flatnonzero(in_other), None, label)
+        places = self._places_in(other)
+        if order == "self":
+            return self._view(np.flatnonzero(places >= 0), None, label)
+        positions = other._places_in(self)
+        return self._view(positions[positions >= 0], None, label)
 
-    def take_difference(self, other: SplitMixin[Any], *, label: str | None = None) -> View:
+    def take_difference(self, other: Rows[Any], *, label: str | None = None) -> View:
         """Return the rows that are not in `other`, by sample id."""
-        return self._view(
-            np.flatnonzero(_positions_of(_ids_of(other), self._ids()) < 0), None, label
-        )
+        return self._view(np.flatnonzero(self._places_in(other) < 0), None, label)
 
     def drop(self, rows: Any, *, reason: str, label: str | None = None) -> View:
         """Return the other rows, with a record of which were left out and why.
@@ -196,7 +212,23 @@ class SplitMixin(DerivedSetsMixin, Generic[View]):
         FeatureSetView(None of 'cells', 2 rows, 2 columns; 1 dropped (sensor fault: 1))
         """
         out = np.zeros(self.n_samples, dtype=bool)
-        out[self._positions(rows)] = True
+        if isinstance(rows, Mapping):
+            out |= self._matching(rows)
+        elif isinstance(rows, Rows):
+            out |= self._places_in(rows) >= 0
+        else:
+            values = np.asarray([rows] if isinstance(rows, str) else rows)
+            if values.dtype.kind in "UO" and values.size:
+                out |= self._places_in(self.take_sample_uuids(values.ravel().tolist())) >= 0
+            elif values.dtype != bool:
+                out[self._checked_positions(values)] = True
+            elif values.shape == out.shape:
+                out |= values
+            else:
+                raise DataError(
+                    f"rows must have one boolean for each of {self.n_samples} rows, got shape "
+                    f"{values.shape}"
+                )
         part = DroppedRows(reason, self.collection.ids[self._rows()[out]])
         if not out.any():
             warn(f"no row of {self.label!r} is dropped for {reason!r}")
@@ -206,30 +238,6 @@ class SplitMixin(DerivedSetsMixin, Generic[View]):
         view: Any = self._view(np.flatnonzero(~out), None, label)
         kept: View = replace(view, dropped=(*view.dropped, part))
         return kept
-
-    @property
-    @abstractmethod
-    def dropped(self) -> tuple[DroppedRows, ...]:
-        """Rows that were left out, and why."""
-
-    def _positions(self, rows: Any) -> Any:
-        """Return rows passed in any form as positions, or as one boolean per row."""
-        if isinstance(rows, Mapping):
-            return self._matching(rows)
-        if isinstance(rows, SplitMixin):
-            return _positions_of(_ids_of(rows), self._ids()) >= 0
-        values = np.asarray([rows] if isinstance(rows, str) else rows)
-        if values.dtype.kind in "UO" and values.size:
-            view = self.take_sample_uuids(values.ravel().tolist())
-            return _positions_of(self._ids(), _ids_of(view))
-        if values.dtype == bool:
-            if values.shape != (self.n_samples,):
-                raise DataError(
-                    f"rows must have one boolean for each of {self.n_samples} rows, got shape "
-                    f"{values.shape}"
-                )
-            return values
-        return self._checked_positions(values)
 
     # -- columns ------------------------------------------------------------------------------
 
@@ -276,7 +284,14 @@ class SplitMixin(DerivedSetsMixin, Generic[View]):
         expect("splitter", splitter, BaseSplitter, "a splitter such as RandomSplitter")
         source, names = self._source(), self.collection.names
         splitter = with_series(splitter, self.kept_together)
-        parts = splitter.split(self.n_samples, columns=self._columns_for(splitter))
+        schema = self.collection.schema
+        needed = {key: select_one(schema, key) for key in splitter.needs}
+        if isinstance(splitter, ConditionSplitter):
+            for by_column in splitter.conditions.values():
+                for key, condition in by_column.items():
+                    _check_zone(condition, self.collection.zone(needed[key]), key)
+        columns = {key: self.column(name) for key, name in needed.items()}
+        parts = splitter.split(self.n_samples, columns=columns)
         views = {name: self._view(rows, names, name) for name, rows in parts.items()}
         if register:
             rows = self.row_indices
@@ -372,17 +387,17 @@ class SplitMixin(DerivedSetsMixin, Generic[View]):
         ]
         return new
 
-    def get_overlap_with(self, other: SplitMixin[Any]) -> list[str]:
+    def get_overlap_with(self, other: Rows[Any]) -> list[str]:
         """Return the sample ids, as UUID text, of the rows in both."""
         texts: list[str] = self.take_intersection(other).get_sample_uuids("list")
         return texts
 
-    def is_disjoint_with(self, other: SplitMixin[Any]) -> bool:
+    def is_disjoint_with(self, other: Rows[Any]) -> bool:
         """Check that no row is in both; by index within one source, else by sample id."""
-        expect("other", other, SplitMixin, "a FeatureSet or a view of one")
+        expect("other", other, Rows, "a FeatureSet or a view of one")
         if self._source() is other._source():
             return not np.isin(self._rows(), other._rows()).any()
-        return bool((_positions_of(_ids_of(other), self._ids()) < 0).all())
+        return bool((self._places_in(other) < 0).all())
 
     # -- internals ---------------------------------------------------------------------------
 
@@ -391,14 +406,10 @@ class SplitMixin(DerivedSetsMixin, Generic[View]):
         ids = self.collection.ids
         return id_array(ids if rows is None else ids[rows])
 
-    def _columns_for(self, splitter: BaseSplitter) -> dict[str, Array]:
-        schema = self.collection.schema
-        names = {key: select_one(schema, key) for key in splitter.needs}
-        if isinstance(splitter, ConditionSplitter):
-            for by_column in splitter.conditions.values():
-                for key, condition in by_column.items():
-                    _check_zone(condition, self.collection.zone(names[key]), key)
-        return {key: self.column(name) for key, name in names.items()}
+    def _places_in(self, other: Rows[Any]) -> IntArray:
+        """Return the position of each row in `other`, by sample id; -1 if it is absent."""
+        expect("other", other, Rows, "a FeatureSet or a view of one")
+        return positions_of(self._ids(), other._ids())
 
 
 def _check_zone(condition: Any, zone: str | None, column: str) -> None:
@@ -408,45 +419,3 @@ def _check_zone(condition: Any, zone: str | None, column: str) -> None:
             f"column {column!r} has the time zone {zone}, but the condition {condition!r} has a "
             f"time without one; add it, as in pd.Timestamp('2024-01-31 12:00', tz={zone!r})"
         )
-
-
-def as_positions(indices: Any) -> IntArray:
-    """Return positions of rows as one array of integers.
-
-    Raises
-    ------
-    DataError
-        If they are not integers or not one-dimensional.
-    """
-    rows = np.asarray(indices)
-    if rows.size and rows.dtype.kind not in "iu":
-        raise DataError(f"indices must be integers, got {rows.dtype}; use filter() for conditions")
-    if rows.ndim > 1:
-        raise DataError(f"indices must be one-dimensional, got shape {rows.shape}")
-    return rows.astype(np.int64, copy=False).reshape(-1)
-
-
-def as_slice(rows: IntArray | slice) -> IntArray | slice:
-    """Return consecutive rows as a slice, which is cheaper to gather."""
-    if isinstance(rows, slice):
-        return rows
-    n, block = len(rows), 16384  # small enough to stay in the cache
-    if not n or rows[-1] - rows[0] != n - 1:
-        return rows
-    for at in range(0, n - 1, block):
-        part = rows[at : at + block + 1]
-        if not (part[1:] - part[:-1] == 1).all():
-            return rows
-    return slice(int(rows[0]), int(rows[0]) + n)
-
-
-def _ids_of(other: Any) -> pa.Array:
-    return expect("other", other, SplitMixin, "a FeatureSet or a view of one")._ids()
-
-
-def _positions_of(ids: pa.Array, wanted: pa.Array) -> IntArray:
-    """Return the position of each id, -1 if it is absent."""
-    positions: IntArray = (
-        pc.fill_null(pc.index_in(wanted, value_set=ids), -1).to_numpy().astype(np.int64)
-    )
-    return positions

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from modularml._typing import Array, IntArray
 from modularml._warning import warn
-from modularml.data.formats import stack
+from modularml.data.formats import stack, stack_columns
 from modularml.data.padding import in_steps
-from modularml.data.scaling import COLUMNWISE, ScalerRecord, stack_columns
-from modularml.errors import ScalerError, ShapeError
+from modularml.data.scaling import (
+    COLUMNWISE,
+    ScalerRecord,
+    grouped,
+    shown_keys,
+    shown_label,
+)
+from modularml.errors import DataError, ScalerError, ShapeError
 from modularml.io.randomness import drawn_seed
-from modularml.scalers.affine import SKLEARN
+from modularml.scalers.affine import ENCODERS, SKLEARN
 from modularml.scalers.flattening import Flattening, flatten
 from modularml.scalers.scaler import Scaler
 
-__all__ = ["fit_record", "fitted_targets"]
+__all__ = ["UNSEEN", "fit_by_group", "fit_record", "fitted_targets"]
+
+UNSEEN = ("error", "global")
+"""What happens to rows of groups that a scaler was not fitted on."""
 
 
 def fit_record(
@@ -134,6 +144,63 @@ def _without_padding(scaler: Scaler, flat: Array, is_data: Array, masks: Iterabl
         )
     floating = flat if flat.dtype.kind == "f" else flat.astype(np.float64)
     return np.where(is_data, floating, np.nan).astype(floating.dtype)  # these scalers ignore NaN
+
+
+def fit_by_group(
+    record: ScalerRecord,
+    per: Sequence[str],
+    columns: Mapping[str, Array],
+    unseen: str,
+    fit: Callable[[IntArray], Any],
+) -> ScalerRecord:
+    """Fit a scaler on the rows of each group, beside the one of a record for all rows.
+
+    Parameters
+    ----------
+    record : ScalerRecord
+        Fitted on all rows.
+    per : sequence of str
+        Full names of the columns whose values make a group.
+    columns : mapping of str to ndarray, shape (n_samples,)
+        These columns.
+    unseen : {'error', 'global'}
+    fit : callable
+        Fits on rows.
+
+    Raises
+    ------
+    ScalerError
+        If a scaler treats groups differently, or cannot be fitted by group.
+    DataError
+        If a row has no group.
+    """
+    name, shown = record.scaler.scaler_name, shown_keys(per)
+    if name in ENCODERS or record.scaler.needs_rows or not record.scaler.learns:
+        raise ScalerError(
+            f"{name} cannot be fitted per {shown}: codes and units of groups would differ, or it "
+            "learns nothing from other rows; omit per="
+        )
+    labels, codes = grouped({name: columns[name] for name in per})
+    rows = np.arange(len(codes)) if record.fit_rows is None else record.fit_rows
+    missing = [i for i, own in enumerate(labels) if any(v is None or v != v for v in own)]  # noqa: PLR0124
+    if len(lacks := rows[np.isin(codes[rows], missing)]):
+        raise DataError(f"{len(lacks)} rows have no value of {shown}, the first is row {lacks[0]}")
+    groups, scalers = [], []
+    for code in np.unique(codes[rows]):
+        try:
+            part = fit(rows[codes[rows] == code])
+        except ScalerError as error:
+            raise ScalerError(f"rows with {shown}={shown_label(labels[code])}: {error}") from error
+        if part.outputs != record.outputs:
+            raise ScalerError(
+                f"{name} makes other columns of the rows with {shown}={shown_label(labels[code])} "
+                "than of all rows; use settings that keep their number (keep_empty_features=True)"
+            )
+        groups.append(labels[code])
+        scalers.append(part.scaler)
+    return replace(
+        record, per=tuple(per), unseen=unseen, groups=tuple(groups), group_scalers=tuple(scalers)
+    )
 
 
 def fitted_targets(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from modularml._optional import require
 from modularml._typing import Array, IntArray
-from modularml._warning import warn
-from modularml.data.formats import common_dtype, stack
-from modularml.data.group_scaling import applied_by_group
+from modularml.data.formats import stack_columns
 from modularml.data.padding import in_steps
 from modularml.data.schema import TRANSFORMED, ColumnSpec, SampleSchema
 from modularml.errors import DataError, ScalerError, ShapeError
@@ -23,6 +22,7 @@ from modularml.scalers.scaler import Scaler
 __all__ = [
     "LeakWarning",
     "ScalerRecord",
+    "applied_by_group",
     "apply_records",
     "invert",
     "last_undoable",
@@ -106,7 +106,16 @@ class ScalerRecord:
         A column keeps its value where the mask of the same key is false. Columns of `per` are
         expected by full name.
         """
-        scaled = self._transform(columns)
+        if self.per:
+            own = {key: columns[key] for key in self.keys if key in columns}
+
+            def transform(record: ScalerRecord, rows: IntArray) -> dict[str, Array]:
+                part = {key: values[rows] for key, values in own.items()}
+                return record._apply(record.scaler.transform, part)
+
+            scaled = applied_by_group(self, own, columns, transform)
+        else:
+            scaled = self._apply(self.scaler.transform, columns)
         for key in scaled.keys() & (masks or {}).keys():
             old, new = columns[key], scaled[key]
             if new.shape != old.shape:
@@ -117,16 +126,6 @@ class ScalerRecord:
                 )
             scaled[key] = np.where(in_steps(masks[key], old.shape), new, old)  # type: ignore[index]
         return scaled
-
-    def _transform(self, columns: Mapping[str, Array]) -> dict[str, Array]:
-        if not self.per:
-            return self._apply(self.scaler.transform, columns)
-        own = {key: columns[key] for key in self.keys if key in columns}
-
-        def apply(record: ScalerRecord, rows: IntArray) -> dict[str, Array]:
-            return record._transform({key: values[rows] for key, values in own.items()})
-
-        return applied_by_group(self, own, columns, apply)
 
     def cross_fit(self, columns: Mapping[str, Array], targets: Array) -> dict[str, Array]:
         """Transform the rows used in fitting, as `Scaler.cross_fit` does."""
@@ -150,7 +149,20 @@ class ScalerRecord:
             codes = flat.astype(np.int64) if np.isfinite(flat).all() else flat
             flat = codes if np.array_equal(codes, flat) else flat
         is_built_in = isinstance(self.scaler.scaler, str)  # others may keep a reference
-        return self._unstack(flat if is_built_in else flat.copy())
+        flat = flat if is_built_in else flat.copy()
+        if self.outputs is not None:
+            return {
+                key: np.ascontiguousarray(flat[:, places])
+                for key, places in zip(self.keys, self.outputs, strict=True)
+            }
+        try:
+            stacked = self.flattening.undo(flat)
+        except (ShapeError, ValueError) as error:
+            raise ScalerError(
+                f"{self.scaler.scaler_name} returned shape {flat.shape}, which does not match the "
+                f"columns {list(self.keys)}; it must return as many columns as in fitting"
+            ) from error
+        return {key: stacked[:, i] for i, key in enumerate(self.keys)}
 
     def invert(
         self,
@@ -183,75 +195,23 @@ class ScalerRecord:
         stacked = self.flattening.undo(unscaled)
         return {key: stacked[:, i] for i, key in enumerate(self.keys) if key in columns}
 
-    def row_facts(self, columns: Mapping[str, Array]) -> Array:
-        """Return the values per row that the inverse needs, from unscaled columns."""
-        stacked = stack_columns({key: columns[key] for key in self.keys})
-        return self.scaler.row_facts(self.flattening.apply(stacked))
-
     def describe(self, specs: Mapping[str, ColumnSpec]) -> dict[str, dict[str, Any]]:
         """Return kind and element names of the transformed columns by key."""
         codes = self.scaler.scaler_name in ("LabelEncoder", "OrdinalEncoder")
         kind = "category" if codes else None
         if self.outputs is None:
             return {k: {"kind": kind, "elements": specs[k].elements} for k in self.keys}
-        input_names = [name for key in self.keys for name in _element_names(specs[key])]
+        input_names = list[str]()
+        for key, spec in specs.items():
+            n = math.prod(spec.shape)
+            plain = [f"{key}_{i}" for i in range(n)] if spec.shape else [key]
+            input_names += plain if spec.elements is None else spec.elements
         try:
             names = [str(n) for n in self.scaler.wrapped.get_feature_names_out(input_names)]
         except (AttributeError, TypeError, ValueError):
             return {key: {} for key in self.keys}
         parts = zip(self.keys, self.outputs, strict=True)
         return {key: {"elements": [names[i] for i in places]} for key, places in parts}
-
-    @property
-    def needs_rows(self) -> bool:
-        """Whether the inverse needs values of each row."""
-        return self.scaler.needs_rows
-
-    @property
-    def by_column(self) -> bool:
-        """Whether a column can be inverted alone."""
-        return self.scaler.scaler in COLUMNWISE
-
-    def _unstack(self, flat: Array) -> dict[str, Array]:
-        if self.outputs is not None:
-            return {
-                key: np.ascontiguousarray(flat[:, places])
-                for key, places in zip(self.keys, self.outputs, strict=True)
-            }
-        try:
-            stacked = self.flattening.undo(flat)
-        except (ShapeError, ValueError) as error:
-            raise ScalerError(
-                f"{self.scaler.scaler_name} returned shape {flat.shape}, which does not match the "
-                f"columns {list(self.keys)}; it must return as many columns as in fitting"
-            ) from error
-        return {key: stacked[:, i] for i, key in enumerate(self.keys)}
-
-
-def _element_names(spec: ColumnSpec) -> Iterable[str]:
-    """Return a name for each element of a sample."""
-    if spec.elements is not None or not spec.shape:
-        return spec.elements or [spec.key]
-    return [f"{spec.key}_{i}" for i in range(math.prod(spec.shape))]
-
-
-def stack_columns(columns: Mapping[str, Array], rows: IntArray | None = None) -> Array:
-    """Stack columns as `stack` does, but contiguous in memory by column.
-
-    Operations of scalers on a column, and their results, are then contiguous.
-
-    Returns
-    -------
-    ndarray, shape (n, n_columns, *shape)
-    """
-    arrays = list(columns.values())
-    if len(arrays) == 1 or arrays[0].ndim > 1 or any(a.ndim > 1 for a in arrays):
-        return stack(columns, rows)
-    n = len(arrays[0]) if rows is None else len(rows)
-    out = np.empty((len(arrays), n), dtype=common_dtype(columns))
-    for row, array in zip(out, arrays, strict=True):
-        row[:] = array if rows is None else array[rows]
-    return out.T
 
 
 def apply_records(
@@ -350,33 +310,29 @@ def invert(
     domain_records = [r for r in records if r.domain == domain]
     for record in chain(domain_records, domain, list(columns)):
         available = {key: unscaled[key] for key in record.keys if key in unscaled}
-        if len(available) < len(record.keys) and not record.by_column:
+        if len(available) < len(record.keys) and record.scaler.scaler not in COLUMNWISE:
             raise ScalerError(
                 f"{record.scaler.scaler_name} was fitted on {list(record.keys)} together and "
                 f"cannot be inverted for {list(available)} alone; pass all of its columns"
             )
         known = {**(groups or {}), **(raw or {})}
-        facts = _row_facts(domain_records, record, known if raw else None)
+        facts = None
+        if record.scaler.needs_rows:
+            if not raw:
+                raise ScalerError(
+                    f"the inverse of {record.scaler.scaler_name} needs values of each row, but the "
+                    "rows are unknown; pass sample_uuids="
+                )
+            before = domain_records[: domain_records.index(record)]
+            all_columns = {**known, **apply_records(before, known)}
+            stacked = stack_columns({key: all_columns[key] for key in record.keys})
+            facts = record.scaler.row_facts(record.flattening.apply(stacked))
         unscaled.update(record.invert(available, facts, known))
     for key in unscaled.keys() & (masks or {}).keys():
         old = columns[key]
         is_data = in_steps(masks[key], old.shape)  # type: ignore[index]
         unscaled[key] = np.where(is_data, unscaled[key], old)
     return unscaled
-
-
-def _row_facts(
-    records: Sequence[ScalerRecord], record: ScalerRecord, raw: Mapping[str, Array] | None
-) -> Array | None:
-    if not record.needs_rows:
-        return None
-    if raw is None:
-        raise ScalerError(
-            f"the inverse of {record.scaler.scaler_name} needs values of each row, but the "
-            "rows are unknown; pass sample_uuids="
-        )
-    before = records[: records.index(record)]
-    return record.row_facts({**raw, **apply_records(before, raw)})
 
 
 def scaled_by(records: Iterable[ScalerRecord], schema: SampleSchema) -> list[ScalerRecord]:
@@ -388,10 +344,90 @@ def scaled_by(records: Iterable[ScalerRecord], schema: SampleSchema) -> list[Sca
     ]
 
 
-def warn_unsplit(label: str) -> None:
-    """Warn that a scaler is fitted on every row although splits exist."""
-    warn(
-        f"a scaler is fitted on every row of {label!r} although it has splits, so test rows "
-        "influence the training data; pass fit_to_split='train'",
-        LeakWarning,
-    )
+def applied_by_group(
+    record: ScalerRecord,
+    values: Mapping[str, Array],
+    groups: Mapping[str, Any],
+    apply: Callable[[Any, IntArray], dict[str, Array]],
+) -> dict[str, Array]:
+    """Apply the scaler of its group to each row, and put the rows together again.
+
+    Parameters
+    ----------
+    record : ScalerRecord
+    values : mapping of str to ndarray, shape (n, *shape)
+        Columns by key.
+    groups : mapping of str to ndarray, shape (n,)
+        At least the columns of `record.per` by full name.
+    apply : callable
+        Applies a record with a single scaler to rows.
+
+    Raises
+    ------
+    ScalerError
+        If a group was not seen in fitting and ``unseen`` is ``"error"``.
+    DataError
+        If a column of the groups is missing.
+    """
+    n = len(next(iter(values.values())))
+    scalers: list[tuple[Scaler, IntArray]] = []
+    if n:
+        if lacks := [name.split(".")[1] for name in record.per if name not in groups]:
+            raise DataError(
+                f"{record.scaler.scaler_name} was fitted per {shown_keys(record.per)}, and the "
+                f"data lacks {lacks}; add the column, so that each row gets the scaler of its group"
+            )
+        labels, codes = grouped({name: np.asarray(groups[name]) for name in record.per})
+        number = {label: i for i, label in enumerate(record.groups)}
+        unseen = [i for i, label in enumerate(labels) if label not in number]
+        rows = np.flatnonzero(np.isin(codes, unseen))
+        if len(rows) and record.unseen == "error":
+            raise ScalerError(
+                f"{len(rows)} rows have values of {shown_keys(record.per)} that "
+                f"{record.scaler.scaler_name} was not fitted on: "
+                f"{', '.join(shown_label(labels[i]) for i in unseen[:5])}. Fit on rows of every "
+                "group, or pass unseen='global' to use the scaler of all rows for them"
+            )
+        scalers = [
+            (record.group_scalers[number[label]], np.flatnonzero(codes == code))
+            for code, label in enumerate(labels)
+            if label in number
+        ]
+    if not n or len(rows):
+        scalers.append((record.scaler, rows if n else np.arange(0)))
+    parts = [(rows, apply(replace(record, per=(), scaler=s), rows)) for s, rows in scalers]
+    out: dict[str, Array] = {}
+    for key in parts[0][1]:
+        pieces = [part[key] for _, part in parts]
+        out[key] = np.empty((n, *pieces[0].shape[1:]), np.result_type(*pieces))
+        for (rows, _), piece in zip(parts, pieces, strict=True):
+            out[key][rows] = piece
+    return out
+
+
+def grouped(columns: Mapping[str, Array]) -> tuple[list[tuple[Any, ...]], IntArray]:
+    """Return the labels of all groups, and the number of each row's group."""
+    codes = np.zeros(1, dtype=np.int64)
+    for name, values in columns.items():
+        if values.ndim != 1 or values.dtype.kind not in "biufOUS":
+            raise DataError(
+                f"per must name columns of one number or text per row, but {name.split('.')[1]!r} "
+                f"holds {values.dtype} of shape {values.shape[1:]}"
+            )
+        factor = require("pandas").factorize(values, use_na_sentinel=False)[0]
+        codes = codes * (int(factor.max(initial=0)) + 1) + factor
+        codes = np.unique(codes, return_inverse=True)[1].astype(np.int64)
+    first = np.unique(codes, return_index=True)[1]
+    parts = [values[first].tolist() for values in columns.values()]
+    return list(zip(*parts, strict=True)), codes
+
+
+def shown_keys(per: Sequence[str]) -> str:
+    """Return columns of groups as text."""
+    keys = [name.split(".")[1] for name in per]
+    return repr(keys[0] if len(keys) == 1 else keys)
+
+
+def shown_label(label: tuple[Any, ...]) -> str:
+    """Return the values that make a group as text."""
+    return repr(label[0] if len(label) == 1 else label)

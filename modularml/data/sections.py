@@ -29,7 +29,7 @@ __all__ = [
     "read_rows",
     "relative",
     "section_of",
-    "write_section",
+    "to_yaml",
 ]
 
 SOURCES = {
@@ -128,37 +128,9 @@ def section_of(fs: Any, folder: Path | None = None) -> dict[str, Any]:
     here["scalers"] = [_scaler_entry(record) for record in fs.scaler_records]
     here["allow"] = list(fs.audit_allowed)
     here = {name: value for name, value in here.items() if value not in ([], None)}
-    _check_equal(fs, here, start)
-    return here
-
-
-def write_section(
-    fs: Any,
-    filepath: str | Path | None = None,
-    *,
-    rows: str | Path | None = None,
-    overwrite: bool = False,
-) -> str:
-    """Return the section of a set as YAML; see `FeatureSet.to_yaml`."""
-    folder = None if filepath is None else Path(filepath).absolute().parent
-    if rows is None:
-        section = section_of(fs, folder)
-    else:
-        saved = fs.save(rows, overwrite=overwrite)
-        section = {"file": relative(saved, folder or Path())}
-    yamltext = require("modularml.io.yamltext")
-    text: str = yamltext.dump_yaml({"data": {fs.label: section}})
-    if filepath is not None:
-        data, verify = [text.encode()], yamltext.read_yaml
-        write_file(Path(filepath), data, overwrite=overwrite, verify=verify)
-    return text
-
-
-def _check_equal(fs: Any, section: Mapping[str, Any], folder: Path) -> None:
-    """Build the set from its section, and refuse a section that gives anything else."""
     try:
         with warnings.catch_warnings(action="ignore"), unchanged_randomness():
-            different = _difference(fs, _built(fs, decode(dict(section)), folder))
+            different = _difference(fs, decode(dict(here)), start)
     except ModularMLError as error:
         different = str(error)
     if different:
@@ -166,45 +138,75 @@ def _check_equal(fs: Any, section: Mapping[str, Any], folder: Path) -> None:
             f"a plan would not give the same {fs.label!r}: {different}. Pass "
             f"rows='{fs.label}.fs.mml' to save it as it is"
         )
+    return here
 
 
-def _built(fs: Any, section: Mapping[str, Any], folder: Path) -> Any:
+def to_yaml(
+    self: Any,
+    filepath: str | Path | None = None,
+    *,
+    rows: str | Path | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Return this set's part of a plan file, and optionally write it to a file.
+
+    It names the files that the rows were read from, their columns, the splits and the scalers;
+    ``modularml run`` reads it. The set is built from it once, to be sure that it is the same.
+
+    Parameters
+    ----------
+    filepath : path-like, optional
+        File to write. Paths within it are relative to its folder, otherwise to the current one.
+    rows : path-like, optional
+        Save rows, splits and scalers to this ``.fs.mml`` file and name it instead, for rows
+        that were not read from CSV or Parquet files.
+    overwrite : bool
+        Whether existing files may be replaced.
+
+    Raises
+    ------
+    ConfigError
+        If files do not give this set: rows, splits or random scalers from elsewhere.
+    MMLExistsError
+        If a file exists and `overwrite` is false.
+    """
+    folder = None if filepath is None else Path(filepath).absolute().parent
+    if rows is None:
+        section = section_of(self, folder)
+    else:
+        saved = self.save(rows, overwrite=overwrite)
+        section = {"file": relative(saved, folder or Path())}
+    yamltext = require("modularml.io.yamltext")
+    text: str = yamltext.dump_yaml({"data": {self.label: section}})
+    if filepath is not None:
+        data, verify = [text.encode()], yamltext.read_yaml
+        write_file(Path(filepath), data, overwrite=overwrite, verify=verify)
+    return text
+
+
+def _difference(fs: Any, section: Mapping[str, Any], folder: Path) -> str:
+    """Build the set from its section, and say how it differs; an empty text if it does not."""
     built = read_rows(fs.label, {**section, "register": False}, {}, folder, type(fs))
     for entry in section.get("splits", ()):
         apply_split(built, entry)
     for entry in section.get("scalers", ()):
         fit_scaler(built, entry)
-    return built
-
-
-def _difference(fs: Any, built: Any) -> str:
-    if built.collection.fingerprint != fs.collection.fingerprint:
+    mine, theirs, splits = fs.collection, built.collection, fs.available_splits
+    if mine.fingerprint != theirs.fingerprint:
         return "the files hold other rows now"
-    if not _equal_splits(fs, built):
+    if splits != built.available_splits or not all(
+        np.array_equal(fs[name].indices, built[name].indices) for name in splits
+    ):
         return "its splits come out differently, as they were made of scaled columns or other rows"
-    if not _equal_columns(fs, built):
-        return "its scalers learn something else, as they draw random numbers or fit other rows"
-    return ""
-
-
-def _equal_splits(a: Any, b: Any) -> bool:
-    names = a.available_splits
-    return names == b.available_splits and all(
-        np.array_equal(a[name].indices, b[name].indices) for name in names
+    same = set(mine.names) == set(theirs.names) and all(
+        mine.array(n).type == theirs.array(n).type
+        and np.array_equal(
+            mine.numpy(n), theirs.numpy(n), equal_nan=mine.numpy(n).dtype.kind in "fc"
+        )
+        for n in mine.names
     )
-
-
-def _equal_columns(a: Any, b: Any) -> bool:
-    names = a.column_names
-    return set(names) == set(b.column_names) and all(
-        a.collection.array(name).type == b.collection.array(name).type
-        and _same(a.collection.numpy(name), b.collection.numpy(name))
-        for name in names
-    )
-
-
-def _same(a: Any, b: Any) -> bool:
-    return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"))
+    fitted_again = "its scalers learn something else, as they draw random numbers or fit other rows"
+    return "" if same else fitted_again
 
 
 def _scaler_entry(record: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from types import NoneType
 
 from modularml._typing import Columns
 from modularml.data.schema import DOMAINS, RAW, TRANSFORMED, SampleSchema
@@ -56,9 +55,9 @@ def select(
     UnknownNameError
         If a selector matches no column; the message lists the closest names.
     """
-    expect("rep", rep, (str, NoneType), "a representation such as 'raw', '*' or None")
-    by_domain = {"features": features, "targets": targets, "tags": tags}
-    if columns is None and all(v is None for v in by_domain.values()):
+    if rep is not None:
+        expect("rep", rep, str, "a representation such as 'raw', '*' or None")
+    if columns is None and features is None and targets is None and tags is None:
         if rep is None:
             return newest(schema, names)
         matches = [name for name in names if fnmatchcase(schema[name].rep, rep)]
@@ -67,10 +66,10 @@ def select(
         return matches
     candidates = Candidates(schema, names)
     chosen: dict[str, None] = {}
-    for selector in as_list(columns):
-        chosen.update(dict.fromkeys(candidates.match(selector, None, rep)))
-    for domain in DOMAINS:
-        for selector in as_list(by_domain[domain]):
+    for domain, selectors in (
+        (None, columns), ("features", features), ("targets", targets), ("tags", tags)
+    ):  # fmt: skip
+        for selector in () if selectors is None else as_list(selectors):
             chosen.update(dict.fromkeys(candidates.match(selector, domain, rep)))
     return list(chosen)
 
@@ -100,8 +99,9 @@ def newest(schema: SampleSchema, names: Iterable[str]) -> list[str]:
     """Return the newest representation of each column among full names, in order."""
     by_key: dict[str, str] = {}
     for name in names:
-        spec = schema[name]
-        if spec.rep == TRANSFORMED or schema[by_key.setdefault(spec.key, name)].rep != TRANSFORMED:
+        spec = schema.columns[name]
+        known = schema.columns[by_key.setdefault(spec.key, name)]
+        if spec.rep == TRANSFORMED or known.rep != TRANSFORMED:
             by_key[spec.key] = name
     return list(by_key.values())
 
@@ -114,51 +114,35 @@ class Candidates:
 
     def match(self, selector: str, domain: str | None, rep: str | None) -> list[str]:
         """Return the names that match a selector, in table order."""
-        if selector in self.names and domain in (None, self.schema[selector].domain):
+        columns = self.schema.columns
+        if selector in self.names and domain in (None, columns[selector].domain):
             return [selector]
-        prefix, key, suffix = _parse(str(selector))
-        wanted_rep = suffix or rep or "*"
+        prefix, parts = None, str(selector).split(".")
+        if len(parts) > 1 and parts[0] in DOMAINS:
+            prefix, *parts = parts
+        elif len(parts) == 3 and parts[0] == "*":
+            parts = parts[1:]
+        key, suffix = parts[0], ".".join(parts[1:])
+        wanted, wanted_rep = domain or prefix, suffix or rep or "*"
         matches: list[str] = []
         if domain is None or prefix in (None, domain):
-            matches = self._exact(domain or prefix, key, wanted_rep) or [
+            for each in DOMAINS if wanted is None else (wanted,):  # a key as it is written
+                for own in self.schema.reps(each, key):
+                    name = f"{each}.{key}.{own}"
+                    if name in self.names and fnmatchcase(own, wanted_rep):
+                        matches.append(name)
+            matches = matches or [
                 name
                 for name in self.names
-                if self._matches(name, domain or prefix, key, wanted_rep)
+                if wanted in (None, columns[name].domain)
+                and fnmatchcase(columns[name].key, key)
+                and fnmatchcase(columns[name].rep, wanted_rep)
             ]
-        if not matches:
-            text = key if wanted_rep == "*" else f"{key}.{wanted_rep}"
-            raise self._unknown(text, selector, domain or prefix)
-        return matches if suffix or rep else newest(self.schema, matches)
-
-    def _exact(self, domain: str | None, key: str, rep: str) -> list[str]:
-        """Look up a key literally, before it is interpreted as a wildcard."""
-        domains = DOMAINS if domain is None else (domain,)
-        names = [f"{d}.{key}.{r}" for d in domains for r in self.schema.reps(d, key)]
-        return [n for n in names if n in self.names and fnmatchcase(n.rpartition(".")[2], rep)]
-
-    def _matches(self, name: str, domain: str | None, key: str, rep: str) -> bool:
-        spec = self.schema[name]
-        return (
-            domain in (None, spec.domain)
-            and fnmatchcase(spec.key, key)
-            and fnmatchcase(spec.rep, rep)
-        )
-
-    def _unknown(self, text: str, selector: str, domain: str | None) -> UnknownNameError:
-        specs = [self.schema[name] for name in self.names]
-        candidates = [spec for spec in specs if domain in (None, spec.domain)]
+        if matches:
+            return matches if suffix or rep else newest(self.schema, matches)
+        text = key if wanted_rep == "*" else f"{key}.{wanted_rep}"
+        specs = [columns[name] for name in self.names]
+        candidates = [spec for spec in specs if wanted in (None, spec.domain)]
         near = [f"{spec.key}.{spec.rep}" if "." in text else spec.key for spec in candidates]
         shown = text if len(text) > len(str(selector)) else selector
-        return UnknownNameError(f"column of {domain}" if domain else "column", shown, near)
-
-
-def _parse(selector: str) -> tuple[str | None, str, str]:
-    """Split a selector into domain (None for any), key and representation ("")."""
-    parts = selector.split(".")
-    domain = None
-    if len(parts) > 1 and parts[0] in DOMAINS:
-        domain, *parts = parts
-    elif len(parts) == 3 and parts[0] == "*":
-        parts = parts[1:]
-    key, *rep = parts
-    return domain, key, ".".join(rep)
+        raise UnknownNameError(f"column of {wanted}" if wanted else "column", shown, near)

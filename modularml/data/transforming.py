@@ -1,414 +1,380 @@
-"""Methods of a FeatureSet that fit, apply and undo scalers."""
+"""Fitting, applying, undoing and inverting scalers of a FeatureSet."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from modularml._typing import Array, Columns, IntArray
+from modularml._typing import Array, Columns
+from modularml._warning import warn
 from modularml.context import is_run_again
 from modularml.data import scaling
 from modularml.data.arrow_types import in_shape, to_numpy
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import column_values, to_arrow
 from modularml.data.frames import as_columns
-from modularml.data.group_scaling import check_unseen, fit_by_group
-from modularml.data.rows import SplitMixin
-from modularml.data.scaler_fitting import fit_record, fitted_targets
+from modularml.data.scaler_fitting import UNSEEN, fit_by_group, fit_record, fitted_targets
 from modularml.data.scaling import ScalerRecord
-from modularml.data.schema import DOMAINS, RAW, TRANSFORMED, ColumnSpec
+from modularml.data.schema import DOMAINS, RAW, TRANSFORMED
 from modularml.data.selectors import as_list, select_one
 from modularml.data.sources import check_lengths
-from modularml.data.view import FeatureSetView
-from modularml.errors import DataError, ScalerError, ShapeError, UnknownNameError
+from modularml.errors import ConfigError, DataError, ScalerError, ShapeError, UnknownNameError
 from modularml.scalers.scaler import Scaler
 
-__all__ = ["TransformingMixin"]
+__all__ = [
+    "fit_transform",
+    "iter_scalers_on_cols",
+    "newest_of",
+    "scaled",
+    "transform_new",
+    "undo_all_transforms",
+    "undo_last_transform",
+    "unscale_data_for_cols",
+]
 
 
-class TransformingMixin(SplitMixin[FeatureSetView]):
-    """Methods to fit, apply, undo and invert scalers."""
+def fit_transform(
+    self: Any,
+    scaler: Scaler | Any,
+    *,
+    domain: str,
+    keys: str | list[str] | None = None,
+    fit_to_split: str | None = None,
+    merged_axes: int | tuple[int] | None = None,
+    targets: str | list[str] | None = None,
+    per: str | list[str] | None = None,
+    unseen: str = "error",
+) -> None:
+    """Fit a scaler, encoder or selector on the rows of one split and transform every row.
 
-    _collection: SampleCollection
-    _scaler_records: list[ScalerRecord]
-    _splits: dict[str, IntArray]
+    Writes the representation ``transformed`` of each key, computed from its newest one. Its
+    shape differs if the number of columns changes: ``(k,)`` per sample, for example for `PCA`
+    or for `OneHotEncoder` of text.
 
-    @abstractmethod
-    def get_split(self, split_name: str) -> FeatureSetView:
-        """Return a split by name."""
+    Parameters
+    ----------
+    scaler : str, class, instance or Scaler
+        A registered name, or anything with ``fit`` and ``transform``. It is cloned.
+    domain : {'features', 'targets', 'tags'}
+    keys : str or list of str, optional
+        Columns to scale together; by default all of the domain.
+    fit_to_split : str, optional
+        Split to fit on. None means every row, which leaks and warns if there are splits.
+    merged_axes : int or tuple of int, optional
+        Axes of the stacked columns ``(n, n_columns, *shape)`` to merge: ``(1, 2)`` scales each
+        element, ``(0, 2)`` each column, ``(0, 1, 2)`` everything together.
+    targets : str or list of str, optional
+        Target columns passed to ``fit`` (`SelectKBest`, `TargetEncoder`), by default in the
+        newest representation. A `TargetEncoder` encodes the rows it is fitted on with
+        statistics of other folds.
+    per : str or list of str, optional
+        Columns such as a cell: the rows of each of their values are scaled by a scaler of
+        their own, also when new rows are predicted and when targets are unscaled.
+    unseen : {'error', 'global'}
+        Whether rows of a group without rows to fit on are refused, or scaled by the scaler
+        of all rows.
 
-    @property
-    def scaler_records(self) -> tuple[ScalerRecord, ...]:
-        """Every fitted scaler, oldest first."""
-        return tuple(self._scaler_records)
-
-    def fit_transform(
-        self,
-        scaler: Scaler | Any,
-        *,
-        domain: str,
-        keys: str | list[str] | None = None,
-        fit_to_split: str | None = None,
-        merged_axes: int | tuple[int] | None = None,
-        targets: str | list[str] | None = None,
-        per: str | list[str] | None = None,
-        unseen: str = "error",
-    ) -> None:
-        """Fit a scaler, encoder or selector on the rows of one split and transform every row.
-
-        Writes the representation ``transformed`` of each key, computed from its newest one. Its
-        shape differs if the number of columns changes: ``(k,)`` per sample, for example for `PCA`
-        or for `OneHotEncoder` of text.
-
-        Parameters
-        ----------
-        scaler : str, class, instance or Scaler
-            A registered name, or anything with ``fit`` and ``transform``. It is cloned.
-        domain : {'features', 'targets', 'tags'}
-        keys : str or list of str, optional
-            Columns to scale together; by default all of the domain.
-        fit_to_split : str, optional
-            Split to fit on. None means every row, which leaks and warns if there are splits.
-        merged_axes : int or tuple of int, optional
-            Axes of the stacked columns ``(n, n_columns, *shape)`` to merge: ``(1, 2)`` scales each
-            element, ``(0, 2)`` each column, ``(0, 1, 2)`` everything together.
-        targets : str or list of str, optional
-            Target columns passed to ``fit`` (`SelectKBest`, `TargetEncoder`), by default in the
-            newest representation. A `TargetEncoder` encodes the rows it is fitted on with
-            statistics of other folds.
-        per : str or list of str, optional
-            Columns such as a cell: the rows of each of their values are scaled by a scaler of
-            their own, also when new rows are predicted and when targets are unscaled.
-        unseen : {'error', 'global'}
-            Whether rows of a group without rows to fit on are refused, or scaled by the scaler
-            of all rows.
-
-        Raises
-        ------
-        UnknownNameError
-            If the domain, a key, the split or the name of the scaler is unknown.
-        ShapeError
-            If the columns cannot be flattened to two dimensions.
-        ScalerError
-            If the scaler does not accept the type of a column, required targets are missing, or
-            the outputs of several keys cannot be separated. A call that fails changes nothing.
-        """
-        self._collection.check_rows()
-        target_names = [] if targets is None else self._select(targets=targets)
-        chosen = self._domain_keys(domain, keys)
-        rows = None if fit_to_split is None else self.get_split(fit_to_split).valid_indices
-        schema = self._collection.schema
-        names = {key: schema.newest(domain, key) for key in chosen}
-        check_unseen(unseen)
-        fit = partial(
-            fit_record,
-            scaler,
-            {key: self._collection.numpy(name) for key, name in names.items()},
-            domain=domain,
-            fit_to_split=fit_to_split,
-            merged_axes=merged_axes,
-            targets={name: self._collection.numpy(name) for name in target_names},
-            masks={k: m for k, n in names.items() if (m := self._collection.mask(n)) is not None},
-            categories=[k for k, n in names.items() if _is_raw_category(schema[n])],
-        )
-        record = fit(fit_rows=rows, blocks=self._collection.blocks(list(names.values()), rows))
-        if per is not None:
-            columns = [select_one(schema, key) for key in as_list(per)]
-            groups = {name: self._collection.numpy(name) for name in columns}
-            record = fit_by_group(record, columns, groups, unseen, lambda rows: fit(fit_rows=rows))
-        if self._is_fitted_again(record):
-            return
-        new = _with_transformed(self._collection, record, names)
-        if fit_to_split is None and self._splits:
-            scaling.warn_unsplit(str(self.label))
-        self._collection = new
-        self._scaler_records.append(record)
-
-    def _is_fitted_again(self, record: ScalerRecord) -> bool:
-        """Return whether a cell of IPython that fits the newest scaler of these keys runs again."""
-        last = next((r for r in self._scaler_records[::-1] if {*r.keys} & {*record.keys}), None)
-        if last is None or repr(last) != repr(record):
-            return False
+    Raises
+    ------
+    UnknownNameError
+        If the domain, a key, the split or the name of the scaler is unknown.
+    ShapeError
+        If the columns cannot be flattened to two dimensions.
+    ScalerError
+        If the scaler does not accept the type of a column, required targets are missing, or
+        the outputs of several keys cannot be separated. A call that fails changes nothing.
+    """
+    table: SampleCollection = self._collection
+    table.check_rows()
+    target_names = [] if targets is None else self._select(targets=targets)
+    chosen = _domain_keys(self, domain, keys)
+    rows = None if fit_to_split is None else self.get_split(fit_to_split).valid_indices
+    schema = table.schema
+    names = {key: schema.newest(domain, key) for key in chosen}
+    if unseen not in UNSEEN:
+        raise ConfigError(f"unseen must be one of {UNSEEN}, got {unseen!r}")
+    specs = {key: schema[name] for key, name in names.items()}
+    fit = partial(
+        fit_record,
+        scaler,
+        {key: table.numpy(name) for key, name in names.items()},
+        domain=domain,
+        fit_to_split=fit_to_split,
+        merged_axes=merged_axes,
+        targets={name: table.numpy(name) for name in target_names},
+        masks={k: m for k, n in names.items() if (m := table.mask(n)) is not None},
+        categories=[k for k, s in specs.items() if s.kind == "category" and s.rep == RAW],
+    )
+    record = fit(fit_rows=rows, blocks=table.blocks(list(names.values()), rows))
+    if per is not None:
+        columns = [select_one(schema, key) for key in as_list(per)]
+        groups = {name: table.numpy(name) for name in columns}
+        record = fit_by_group(record, columns, groups, unseen, lambda rows: fit(fit_rows=rows))
+    old = next((r for r in self._scaler_records[::-1] if {*r.keys} & {*chosen}), None)
+    if old is not None and repr(old) == repr(record):  # a cell of IPython may be run again
         every = np.arange(len(self))
-        rows = [every if r.fit_rows is None else r.fit_rows for r in (last, record)]
+        fitted = [every if r.fit_rows is None else r.fit_rows for r in (old, record)]
         shown = f"the scaler of {', '.join(record.keys)} in {self.label!r}, fitted on the same rows"
-        return np.array_equal(rows[0], rows[1]) and is_run_again(shown)
-
-    def undo_last_transform(self, domain: str, keys: str | list[str] | None = None) -> None:
-        """Undo the newest scaler on exactly these keys, bit for bit.
-
-        Remaining scalers are applied to the raw columns again; no inverse is used.
-
-        Raises
-        ------
-        ScalerError
-            If no scaler was applied to these keys, or a newer one depends on it.
-        """
-        chosen = self._domain_keys(domain, keys)
-        last = scaling.last_undoable(self._scaler_records, domain, chosen)
-        self._replay(self._scaler_records[:last] + self._scaler_records[last + 1 :])
-
-    def undo_all_transforms(
-        self, domain: str | None = None, keys: str | list[str] | None = None
-    ) -> None:
-        """Undo every scaler on these keys, newest first.
-
-        Raises
-        ------
-        ScalerError
-            If a scaler covers other keys too; nothing is changed in that case.
-        """
-        if domain is not None and domain not in DOMAINS:
-            raise UnknownNameError("domain", domain, DOMAINS)
-        wanted = None if keys is None else self._keys_of(domain, keys)
-        remaining = []
-        for record in self._scaler_records:
-            if domain not in (None, record.domain):
-                remaining.append(record)
-                continue
-            others = set() if wanted is None else set(record.keys) - wanted
-            if len(others) == len(record.keys):
-                remaining.append(record)
-            elif others:
-                raise ScalerError(
-                    f"{record.scaler.scaler_name} was fitted on {list(record.keys)} together; "
-                    f"undo all of them, not {sorted(set(record.keys) - others)} alone"
-                )
-        self._replay(remaining)
-
-    def iter_scalers_on_cols(self, *, domain: str, columns: str | list[str]) -> Iterable[Scaler]:
-        """Return the fitted scalers on these columns, newest first."""
-        keys = self._domain_keys(domain, columns)
-        return [record.scaler for record in scaling.chain(self._scaler_records, domain, keys)]
-
-    def unscale_data_for_cols(
-        self,
-        *,
-        data: Array,
-        domain: str,
-        columns: str | list[str],
-        sample_uuids: Iterable[Any] | None = None,
-        groups: Mapping[str, Array] | None = None,
-    ) -> Array:
-        """Convert scaled values back to the units of the raw columns.
-
-        Parameters
-        ----------
-        data : ndarray, shape (n,), (n, n_columns) or (n, n_columns, *shape)
-            For example predictions of scaled targets. Not changed.
-        domain : {'features', 'targets', 'tags'}
-        columns : str or list of str
-            Keys of the columns of `data`, in order.
-        sample_uuids : iterable of str, shape (n,), optional
-            Ids of the rows, for scalers whose inverse needs values of each row. With ids, padding
-            keeps its value; without them, all steps are treated as data.
-        groups : mapping of str to ndarray, shape (n,), optional
-            Columns by key that say which group a row is of, for scalers fitted per group and rows
-            without ids.
-
-        Returns
-        -------
-        ndarray
-            Same shape as `data`.
-
-        Raises
-        ------
-        ShapeError
-            If the shape of `data` does not match these columns.
-        ScalerError
-            If a scaler cannot be inverted for these columns or rows.
-        """
-        keys = self._domain_keys(domain, columns)
-        values = np.asarray(data)
-        if values.dtype.kind not in "biuf":
-            raise DataError(f"data must be numbers, got {values.dtype}")
-        schema = self._collection.schema
-        shape = schema[schema.newest(domain, keys[0])].shape
-        full = (len(values) if values.ndim else -1, len(keys), *shape)
-        if values.size != int(np.prod(full)):
-            raise ShapeError(
-                f"data for the columns {keys} of {domain} must have shape {('n', *full[1:])}, got "
-                f"{values.shape}"
-            )
-        stacked = values.reshape(full)
-        rows = None if sample_uuids is None else self.take_sample_uuids(sample_uuids)
-        if rows is not None and len(rows) != len(values):
-            raise ShapeError(
-                f"sample_uuids must name the {len(values)} rows of data, got {len(rows)} ids"
-            )
-        raw: dict[str, Array] | None = None
-        masks: dict[str, Array] = {}
-        if rows is not None:
-            raw = {k: rows.column(f"{domain}.{k}.{RAW}") for k in schema.keys(domain)}
-            mask_names = {k: schema.mask_of(schema.newest(domain, k)) for k in keys}
-            masks = {k: rows.column(name) for k, name in mask_names.items() if name is not None}
-        unscaled = scaling.invert(
-            self._scaler_records,
-            {key: stacked[:, i] for i, key in enumerate(keys)},
-            domain=domain,
-            raw=raw,
-            masks=masks,
-            groups=self._groups_by_name(rows, groups, domain),
+        if np.array_equal(fitted[0], fitted[1]) and is_run_again(shown):
+            return
+    new = _with_transformed(table, record, names)
+    if fit_to_split is None and self._splits:
+        warn(
+            f"a scaler is fitted on every row of {self.label!r} although it has splits, so test "
+            "rows influence the training data; pass fit_to_split='train'",
+            scaling.LeakWarning,
         )
-        stacked = np.stack([unscaled[key] for key in keys], axis=1)
-        return stacked.reshape(values.shape) if stacked.size == values.size else stacked
+    self._collection = new
+    self._scaler_records.append(record)
 
-    def transform_new(self, data: Any, *, domain: str | None = None) -> dict[str, Any]:
-        """Apply the recorded scalers to new raw rows.
 
-        Parameters
-        ----------
-        data : mapping of str to array-like, shape (n, *shape), or frame
-            Raw values by key, in the units of this set. Not changed.
-        domain : {'features', 'targets', 'tags'}, optional
-            Domain to scale; None means all.
+def undo_last_transform(self: Any, domain: str, keys: str | list[str] | None = None) -> None:
+    """Undo the newest scaler on exactly these keys, bit for bit.
 
-        Returns
-        -------
-        dict of str to ndarray
-            Every column of `data` in its newest representation; unknown columns are returned
-            unchanged.
+    Remaining scalers are applied to the raw columns again; no inverse is used.
 
-        Raises
-        ------
-        DataError
-            If `data` lacks a column that was scaled together with one that it has, or columns
-            differ in length.
-        """
-        columns = dict(as_columns(data))
-        schema = self._collection.schema
-        domains = DOMAINS if domain is None else (domain,)
-        for each in domains:
-            for k in self._domain_keys(each, None) if domain else schema.keys(each):
-                if k in columns:
-                    shape = schema[f"{each}.{k}.{RAW}"].shape
-                    columns[k] = in_shape(column_values(columns[k], k), shape)
-        return self._newest_of(columns, domains)
+    Raises
+    ------
+    ScalerError
+        If no scaler was applied to these keys, or a newer one depends on it.
+    """
+    chosen = _domain_keys(self, domain, keys)
+    last = scaling.last_undoable(self._scaler_records, domain, chosen)
+    _replay(self, self._scaler_records[:last] + self._scaler_records[last + 1 :])
 
-    # -- internals ---------------------------------------------------------------------------
 
-    def _newest_of(
-        self, columns: dict[str, Any], domains: Iterable[str] = DOMAINS
-    ) -> dict[str, Any]:
-        """Apply the recorded scalers to raw arrays in the shapes of this set."""
-        columns, schema = dict(columns), self._collection.schema
-        for each in domains:
-            known = dict.fromkeys(schema.keys(each))
-            new = {k: values for k, values in columns.items() if k in known}
-            if not new:
-                continue
-            check_lengths({k: len(v) for k, v in new.items()})
-            records = [
-                r for r in self._scaler_records if r.domain == each and set(r.keys) & new.keys()
-            ]
-            masks = {
-                k: _mask_of(columns, k, schema.masks[k])
-                for k in new.keys() & schema.masks.keys()
-                if any(k in r.keys for r in records)
-            }
-            groups = {n: g for r in records for n in r.per if (g := _group(columns, n)) is not None}
-            columns |= scaling.apply_records(records, {**groups, **new}, masks)
-        return columns
+def undo_all_transforms(
+    self: Any, domain: str | None = None, keys: str | list[str] | None = None
+) -> None:
+    """Undo every scaler on these keys, newest first.
 
-    def _groups_by_name(
-        self, rows: FeatureSetView | None, groups: Mapping[str, Array] | None, domain: str
-    ) -> dict[str, Array]:
-        """Return the columns of groups of rows, by full name."""
-        schema = self._collection.schema
-        names = {n for r in self._scaler_records if r.domain == domain for n in r.per}
-        known = {n for n in names if n in schema.columns}
-        from_rows = {} if rows is None else {name: rows.column(name) for name in known}
-        passed = {select_one(schema, k): np.asarray(v) for k, v in (groups or {}).items()}
-        return {**from_rows, **passed}
+    Raises
+    ------
+    ScalerError
+        If a scaler covers other keys too; nothing is changed in that case.
+    """
+    if domain is not None and domain not in DOMAINS:
+        raise UnknownNameError("domain", domain, DOMAINS)
+    domain_of = self._collection.schema.domain_of
+    wanted = (
+        None
+        if keys is None
+        else {k for key in as_list(keys) for k in _domain_keys(self, domain or domain_of(key), key)}
+    )
+    remaining = []
+    for record in self._scaler_records:
+        if domain not in (None, record.domain):
+            remaining.append(record)
+            continue
+        others = set() if wanted is None else set(record.keys) - wanted
+        if len(others) == len(record.keys):
+            remaining.append(record)
+        elif others:
+            raise ScalerError(
+                f"{record.scaler.scaler_name} was fitted on {list(record.keys)} together; "
+                f"undo all of them, not {sorted(set(record.keys) - others)} alone"
+            )
+    _replay(self, remaining)
 
-    def _domain_keys(self, domain: str, keys: Columns) -> list[str]:
-        if domain not in DOMAINS:
-            raise UnknownNameError("domain", domain, DOMAINS)
-        known = dict.fromkeys(self._collection.schema.keys(domain))
-        chosen = list(known) if keys is None else as_list(keys)
-        for key in chosen:
-            if key not in known:
-                raise UnknownNameError(f"column of {domain}", key, known)
-        if not chosen:
-            raise DataError(f"{self.label!r} has no {domain}")
-        return chosen
 
-    def _keys_of(self, domain: str | None, keys: Columns) -> set[str]:
-        schema = self._collection.schema
-        chosen = as_list(keys)
-        return {
-            k for key in chosen for k in self._domain_keys(domain or schema.domain_of(key), key)
-        }
+def iter_scalers_on_cols(self: Any, *, domain: str, columns: str | list[str]) -> Iterable[Scaler]:
+    """Return the fitted scalers on these columns, newest first."""
+    keys = _domain_keys(self, domain, columns)
+    return [record.scaler for record in scaling.chain(self._scaler_records, domain, keys)]
 
-    def _replay(self, records: list[ScalerRecord]) -> None:
-        """Keep only these scalers and recompute their columns from the raw ones."""
-        self._collection.check_rows()
-        removed = [r for r in self._scaler_records if r not in records]
-        self._check_raw([*removed, *records])
-        dropped = _written(removed) - _written(records)
-        collection = self._collection.without_columns(
-            [name for name in self._collection.names if name in dropped]
+
+def unscale_data_for_cols(
+    self: Any,
+    *,
+    data: Array,
+    domain: str,
+    columns: str | list[str],
+    sample_uuids: Iterable[Any] | None = None,
+    groups: Mapping[str, Array] | None = None,
+) -> Array:
+    """Convert scaled values back to the units of the raw columns.
+
+    Parameters
+    ----------
+    data : ndarray, shape (n,), (n, n_columns) or (n, n_columns, *shape)
+        For example predictions of scaled targets. Not changed.
+    domain : {'features', 'targets', 'tags'}
+    columns : str or list of str
+        Keys of the columns of `data`, in order.
+    sample_uuids : iterable of str, shape (n,), optional
+        Ids of the rows, for scalers whose inverse needs values of each row. With ids, padding
+        keeps its value; without them, all steps are treated as data.
+    groups : mapping of str to ndarray, shape (n,), optional
+        Columns by key that say which group a row is of, for scalers fitted per group and rows
+        without ids.
+
+    Returns
+    -------
+    ndarray
+        Same shape as `data`.
+
+    Raises
+    ------
+    ShapeError
+        If the shape of `data` does not match these columns.
+    ScalerError
+        If a scaler cannot be inverted for these columns or rows.
+    """
+    keys = _domain_keys(self, domain, columns)
+    values = np.asarray(data)
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"data must be numbers, got {values.dtype}")
+    schema = self._collection.schema
+    shape = schema[schema.newest(domain, keys[0])].shape
+    full = (len(values) if values.ndim else -1, len(keys), *shape)
+    if values.size != int(np.prod(full)):
+        raise ShapeError(
+            f"data for the columns {keys} of {domain} must have shape {('n', *full[1:])}, got "
+            f"{values.shape}"
         )
-        missing = {n for r in records for n in r.targets} - set(collection.names)
-        if missing:
-            raise ScalerError(f"a scaler was fitted with {sorted(missing)}; undo that scaler first")
-        touched = {(r.domain, key) for r in removed for key in r.keys}
-        affected: list[ScalerRecord] = []
-        for record in records * len(records):  # those that share keys, directly or through others
-            columns = {(record.domain, key) for key in record.keys}
-            if columns & touched and record not in affected:
-                affected, touched = [*affected, record], touched | columns
-        affected = [record for record in records if record in affected]
-        self._collection, self._scaler_records = self._scaled(collection, affected), records
+    stacked = values.reshape(full)
+    rows = None if sample_uuids is None else self.take_sample_uuids(sample_uuids)
+    if rows is not None and len(rows) != len(values):
+        raise ShapeError(
+            f"sample_uuids must name the {len(values)} rows of data, got {len(rows)} ids"
+        )
+    raw: dict[str, Array] | None = None
+    masks, known = dict[str, Array](), dict[str, Array]()
+    if rows is not None:
+        raw = {k: rows.column(f"{domain}.{k}.{RAW}") for k in schema.keys(domain)}
+        mask_names = {k: schema.mask_of(schema.newest(domain, k)) for k in keys}
+        masks = {k: rows.column(name) for k, name in mask_names.items() if name is not None}
+        per = {n for r in self._scaler_records if r.domain == domain for n in r.per}
+        known = {name: rows.column(name) for name in per if name in schema.columns}
+    passed = {select_one(schema, k): np.asarray(v) for k, v in (groups or {}).items()}
+    unscaled = scaling.invert(
+        self._scaler_records,
+        {key: stacked[:, i] for i, key in enumerate(keys)},
+        domain=domain,
+        raw=raw,
+        masks=masks,
+        groups={**known, **passed},
+    )
+    stacked = np.stack([unscaled[key] for key in keys], axis=1)
+    return stacked.reshape(values.shape) if stacked.size == values.size else stacked
 
-    @staticmethod
-    def _scaled(collection: SampleCollection, records: list[ScalerRecord]) -> SampleCollection:
-        """Return a collection with these scalers applied to its raw columns."""
-        written: set[str] = set()
-        for record in records:
-            new = {key: f"{record.domain}.{key}.{TRANSFORMED}" for key in record.keys}
-            raw = {key: f"{record.domain}.{key}.{RAW}" for key in record.keys}
-            names = {key: new[key] if new[key] in written else raw[key] for key in record.keys}
-            collection = _with_transformed(collection, record, names)
-            written |= set(new.values())
-        return collection
 
-    def _check_raw(self, records: Iterable[ScalerRecord]) -> None:
+def transform_new(self: Any, data: Any, *, domain: str | None = None) -> dict[str, Any]:
+    """Apply the recorded scalers to new raw rows.
+
+    Parameters
+    ----------
+    data : mapping of str to array-like, shape (n, *shape), or frame
+        Raw values by key, in the units of this set. Not changed.
+    domain : {'features', 'targets', 'tags'}, optional
+        Domain to scale; None means all.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Every column of `data` in its newest representation; unknown columns are returned
+        unchanged.
+
+    Raises
+    ------
+    DataError
+        If `data` lacks a column that was scaled together with one that it has, or columns
+        differ in length.
+    """
+    columns = dict(as_columns(data))
+    schema = self._collection.schema
+    domains = DOMAINS if domain is None else (domain,)
+    for each in domains:
+        for k in _domain_keys(self, each, None) if domain else schema.keys(each):
+            if k in columns:
+                shape = schema[f"{each}.{k}.{RAW}"].shape
+                columns[k] = in_shape(column_values(columns[k], k), shape)
+    return newest_of(self, columns, domains)
+
+
+def newest_of(
+    fs: Any, columns: Mapping[str, Any], domains: Iterable[str] = DOMAINS
+) -> dict[str, Any]:
+    """Apply the scalers of a FeatureSet to raw arrays in the shapes of its columns, by key."""
+    columns, schema = dict(columns), fs._collection.schema
+    for each in domains:
+        known = dict.fromkeys(schema.keys(each))
+        new = {k: values for k, values in columns.items() if k in known}
+        if not new:
+            continue
+        check_lengths({k: len(v) for k, v in new.items()})
+        records = [r for r in fs._scaler_records if r.domain == each and set(r.keys) & new.keys()]
+        groups, masks = dict[str, Array](), dict[str, Array]()
         for record in records:
-            for key in record.keys:
-                if RAW not in self._collection.schema.reps(record.domain, key):
-                    raise ScalerError(
-                        f"column {key!r} of {self.label!r} has no raw values, so its scalers "
-                        "cannot be undone"
+            for name in record.per:
+                if (key := name.split(".")[1]) in columns:
+                    groups[name] = to_numpy(to_arrow(columns[key], key))
+            for key in new.keys() & schema.masks.keys() & set(record.keys):
+                mask = schema.masks[key]
+                if mask not in columns:
+                    raise DataError(
+                        f"column {key!r} is padded, but its mask {mask!r} is missing in the data; "
+                        "add it, true for data"
                     )
+                masks[key] = to_numpy(to_arrow(columns[mask], mask)).astype(bool)
+        columns |= scaling.apply_records(records, {**groups, **new}, masks)
+    return columns
 
 
-def _mask_of(columns: Mapping[str, Any], key: str, mask: str) -> Array:
-    if mask not in columns:
-        raise DataError(
-            f"column {key!r} is padded, but its mask {mask!r} is missing in the data; add it, "
-            "true for data"
-        )
-    return to_numpy(to_arrow(columns[mask], mask)).astype(bool)
+def _domain_keys(fs: Any, domain: str, keys: Columns) -> list[str]:
+    if domain not in DOMAINS:
+        raise UnknownNameError("domain", domain, DOMAINS)
+    known = dict.fromkeys(fs._collection.schema.keys(domain))
+    chosen = list(known) if keys is None else as_list(keys)
+    for key in chosen:
+        if key not in known:
+            raise UnknownNameError(f"column of {domain}", key, known)
+    if not chosen:
+        raise DataError(f"{fs.label!r} has no {domain}")
+    return chosen
 
 
-def _group(columns: Mapping[str, Any], name: str) -> Array | None:
-    """Return the column of groups with a full name; None if there is none."""
-    key = name.split(".")[1]
-    return to_numpy(to_arrow(columns[key], key)) if key in columns else None
+def _replay(fs: Any, records: list[ScalerRecord]) -> None:
+    """Keep only these scalers of a set and recompute their columns from the raw ones."""
+    table: SampleCollection = fs._collection
+    table.check_rows()
+    removed = [r for r in fs._scaler_records if r not in records]
+    for record in (*removed, *records):
+        for key in record.keys:
+            if RAW not in table.schema.reps(record.domain, key):
+                raise ScalerError(
+                    f"column {key!r} of {fs.label!r} has no raw values, so its scalers cannot be "
+                    "undone"
+                )
+    kept = {f"{r.domain}.{key}.{TRANSFORMED}" for r in records for key in r.keys}
+    touched = {(r.domain, key) for r in removed for key in r.keys}
+    table = table.without_columns(
+        [name for d, key in touched if (name := f"{d}.{key}.{TRANSFORMED}") not in kept]
+    )
+    if missing := {n for r in records for n in r.targets} - set(table.names):
+        raise ScalerError(f"a scaler was fitted with {sorted(missing)}; undo that scaler first")
+    affected: list[ScalerRecord] = []
+    for record in records * len(records):  # those that share keys, directly or through others
+        columns = {(record.domain, key) for key in record.keys}
+        if columns & touched and record not in affected:
+            affected, touched = [*affected, record], touched | columns
+    fs._collection = scaled(table, [record for record in records if record in affected])
+    fs._scaler_records = records
 
 
-def _is_raw_category(spec: ColumnSpec) -> bool:
-    """Check whether a column is a raw category, not codes of an `OrdinalEncoder`."""
-    return spec.kind == "category" and spec.rep == RAW
-
-
-def _written(records: Iterable[ScalerRecord]) -> set[str]:
-    return {f"{r.domain}.{key}.{TRANSFORMED}" for r in records for key in r.keys}
+def scaled(collection: SampleCollection, records: Iterable[ScalerRecord]) -> SampleCollection:
+    """Return a collection with these scalers applied to its raw columns."""
+    written: set[str] = set()
+    for record in records:
+        new = {key: f"{record.domain}.{key}.{TRANSFORMED}" for key in record.keys}
+        raw = {key: f"{record.domain}.{key}.{RAW}" for key in record.keys}
+        names = {key: new[key] if new[key] in written else raw[key] for key in record.keys}
+        collection = _with_transformed(collection, record, names)
+        written |= set(new.values())
+    return collection
 
 
 def _with_transformed(

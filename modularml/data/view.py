@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from modularml._typing import IntArray
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data.collection import SampleCollection
-from modularml.data.display import describe, html
+from modularml.data.display import html
+from modularml.data.ids import as_positions, as_slice
 from modularml.data.row_records import DroppedRows, described_drops
-from modularml.data.rows import SplitMixin, as_positions, as_slice
+from modularml.data.rows import Rows
 from modularml.data.selectors import as_list
 from modularml.errors import DataError, expect
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 __all__ = ["FeatureSetView"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FeatureSetView(SplitMixin["FeatureSetView"]):
+class FeatureSetView(Rows["FeatureSetView"]):
     """Immutable projection of a FeatureSet onto rows and columns.
 
     Parameters
@@ -143,10 +140,6 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
     def to_view(self) -> FeatureSetView:
         """Return this view."""
         return self
-
-    def summary(self) -> pd.DataFrame:
-        """Return one row per column: kind, unit, dtype, shape, missing values and range."""
-        return describe(self)
 
     def __repr__(self) -> str:
         return (

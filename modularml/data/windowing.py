@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from modularml._arguments import at_least
-from modularml._typing import Array, Columns, IntArray
+from modularml._typing import Columns, IntArray
 from modularml._warning import warn
 from modularml.data.arrow_types import to_numpy
 from modularml.data.collection import SampleCollection
@@ -21,7 +21,7 @@ from modularml.data.selectors import as_list, newest, select, select_one
 from modularml.data.sources import MASK, fill_value, from_columns, ordered_rows
 from modularml.errors import ConfigError, DataError
 
-__all__ = ["raw_columns", "windows_of"]
+__all__ = ["raw_columns", "windows"]
 
 SOURCE, START, STOP, SERIES = "window_source", "window_start", "window_stop", "window_series"
 _TARGETS = ("series", "last", "window")
@@ -29,10 +29,11 @@ _TARGETS = ("series", "last", "window")
 
 @dataclass(frozen=True)
 class _Series:
-    """Steps of all series, one series after another.
+    """Steps of all series of a table, one series after another.
 
     Parameters
     ----------
+    table : SampleCollection
     steps : ndarray of int64, shape (n_steps,) or None
         Row of the table of each step; None if each row of the table is a series of `width` steps.
     offsets, counts : ndarray of int64, shape (n_series,)
@@ -45,6 +46,7 @@ class _Series:
         Columns that identify a series, if a row is one step.
     """
 
+    table: SampleCollection
     steps: IntArray | None
     offsets: IntArray
     counts: IntArray
@@ -52,20 +54,72 @@ class _Series:
     width: int = 1
     keys: tuple[str, ...] = ()
 
+    def is_per_step(self, spec: ColumnSpec) -> bool:
+        return self.steps is not None or spec.shape[:1] == (self.width,)
+
 
 @dataclass(frozen=True)
-class _Places:
-    """Windows: series, first step within it, and number of steps, each of shape (n_windows,)."""
+class _Windows:
+    """Windows of `length` steps; those with fewer `counts` are filled with `pad`.
 
+    `series`, `starts` and `counts`, each of shape (n_windows,), are the series of a window, its
+    first step within it, and the number of its steps.
+    """
+
+    cut: _Series
+    length: int
+    pad: Any
     series: IntArray
     starts: IntArray
     counts: IntArray
 
+    def column(self, spec: ColumnSpec) -> Any:
+        """Return a column of windows, shape (n_windows, length, ...)."""
+        steps = np.minimum(np.arange(self.length), self.counts[:, None] - 1)
+        taken = self._steps(spec.name, self.starts[:, None] + steps)
+        windows = pa.FixedSizeListArray.from_arrays(taken, self.length)
+        lacks = np.arange(self.length) >= self.counts[:, None]
+        if not lacks.any():
+            return windows
+        values = to_numpy(to_arrow(windows, spec.key)).copy()
+        values[lacks] = fill_value(self.pad, spec.key, values.dtype)
+        return values
 
-def windows_of(
-    collection: SampleCollection,
-    rows: IntArray,
-    names: Sequence[str],
+    def single(self, spec: ColumnSpec, target: str) -> Any:
+        """Return a target or tag of each window: of its last step, or of its series."""
+        cut = self.cut
+        if not cut.is_per_step(spec):
+            return cut.table.array(spec.name).take(pa.array(cut.rows[self.series]))
+        if spec.domain == "targets" and target == "series":
+            if cut.steps is None:
+                raise DataError(
+                    f"target {spec.key!r} has one value per step; pass target='last' for its value "
+                    "at the last step of each window, or target='window' for a sequence"
+                )
+            values = cut.table.numpy(spec.name)[cut.steps]
+            first = values[np.repeat(cut.offsets, cut.counts)]
+            changes = (values != first) & ((values == values) | (first == first))  # noqa: PLR0124
+            if changes.any():
+                raise DataError(
+                    f"target {spec.key!r} changes within a series; pass target='last' for its "
+                    "value at the last row of each window, or target='window' for a sequence"
+                )
+        return self._steps(spec.name, self.starts + self.counts - 1)
+
+    def _steps(self, name: str, steps: IntArray) -> pa.Array:
+        """Return values of steps, counted within the series of each window, in one Arrow array."""
+        cut = self.cut
+        offsets = cut.offsets[self.series].reshape(-1, *[1] * (steps.ndim - 1))
+        flat = (offsets + steps).ravel()
+        array = cut.table.array(name)
+        if cut.steps is not None:
+            return array.take(pa.array(cut.steps[flat]))
+        rows, within = np.divmod(flat, cut.width)
+        return array.flatten().take(pa.array(cut.rows[rows] * cut.width + within))
+
+
+def windows(
+    self: Any,
     columns: Columns,
     *,
     length: int,
@@ -75,10 +129,64 @@ def windows_of(
     pad: Any = None,
     target: str = "series",
     keep_together: bool = True,
-) -> SampleCollection:
-    """Cut windows from columns of rows of a table; see `FeatureSet.windows`.
+    label: str | None = None,
+    register: bool = True,
+) -> Any:
+    """Cut windows from series into a new FeatureSet, one window per sample.
 
-    Targets and tags among `names`, which are full names of columns, are carried.
+    Parameters
+    ----------
+    columns : str or list of str
+        Array columns with one series per sample, or columns with one step per row if `series`
+        or `order` is given. Their raw values are cut.
+    length : int
+        Steps of a window.
+    step : int, optional
+        Steps between the starts of two windows; by default `length`, so that windows do not
+        overlap. Steps after the last whole window of a series are left out.
+    series : str or list of str, optional
+        Columns whose equal values make one series of rows. They become tags.
+    order : str, optional
+        Column that orders the rows of a series; by default their order in the table.
+    pad : scalar or mapping of str to scalar, optional
+        Fill value for a series shorter than `length`, which becomes one padded window with a
+        mask; a mapping gives one for each column. None refuses such series.
+    target : {'series', 'last', 'window'}
+        What becomes of targets with one value per step: they are refused unless constant
+        within a series, or have the value of the window's last step, or become windows too.
+        Targets of whole series are carried unchanged.
+    keep_together : bool
+        Whether splits and folds without `group_by` keep the windows of one series together.
+    label : str, optional
+        Label of the new set, by default that of this set with ``_windows``.
+    register : bool
+        Whether the new set joins the active experiment.
+
+    Returns
+    -------
+    FeatureSet
+        Windows of shape ``(length, *shape)``. Tags have the value of the series or of the last
+        step. The tags ``window_source`` (id of the sample, or of the first row),
+        ``window_start`` and ``window_stop`` (steps within the series, 0-based, the second
+        exclusive) say where each window was cut.
+
+    Raises
+    ------
+    ConfigError
+        If `length`, `step` or `target` is invalid.
+    DataError
+        If a series is shorter than `length` without `pad`, columns differ in their steps, or a
+        column is scaled.
+
+    Examples
+    --------
+    >>> from modularml import FeatureSet
+    >>> fs = FeatureSet.from_dict(
+    ...     "runs", {"v": [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], "y": [0, 1]}, "v", "y",
+    ...     register=False,
+    ... )
+    >>> fs.windows("v", length=3, step=2, register=False).get_features()["v"].tolist()
+    [[1, 2, 3], [3, 4, 5], [6, 7, 8], [8, 9, 10]]
     """
     for name, value in {"length": length, "step": 1 if step is None else step}.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
@@ -86,35 +194,43 @@ def windows_of(
     at_least(1, ConfigError, length=length, step=step)
     if target not in _TARGETS:
         raise ConfigError(f"target must be one of {_TARGETS}, got {target!r}")
-    schema = collection.schema
-    specs = [schema[name] for name in raw_columns(collection, names, columns, "windows")]
-    mask = _mask_of(specs)
+    table, rows, names = self.collection, self._rows(), self.column_names
+    specs = [table.schema[name] for name in raw_columns(table, names, columns, "windows")]
+    masks = {spec.mask for spec in specs}
+    if len(masks) > 1:
+        raise DataError(
+            f"columns {[s.key for s in specs]} have different masks {sorted(map(str, masks))}, so "
+            "their windows would differ; call windows() for each"
+        )
+    mask = masks.pop()
     if series is None and order is None:
-        cut = _of_arrays(collection, rows, specs, mask)
+        cut = _of_arrays(table, rows, specs, mask)
     else:
-        cut = _of_rows(collection, rows, series, order)
-    places = _places(collection, cut, length, length if step is None else step, pad)
-    places, holds = _holding(collection, cut, places, length, mask)
-    data, marks = _source_tags(collection, cut, places, keep_together)
+        cut = _of_rows(table, rows, series, order)
+    windows, holds = _cut_windows(cut, length, length if step is None else step, pad, mask)
+    data, marks = _source_tags(windows, keep_together)
     domains: dict[str, list[str]] = {"features": [], "targets": [], "tags": [*data]}
-    for spec in specs:
-        data[spec.key] = _windowed(collection, cut, places, spec, length, pad)
-        domains[spec.domain].append(spec.key)
-    padded = [spec.key for spec in specs]
-    for spec in _carried(collection, names, specs, data, cut.keys):
-        is_window = spec.domain == "targets" and target == "window" and _is_per_step(cut, spec)
-        if is_window:
-            data[spec.key] = _windowed(collection, cut, places, spec, length, pad)
+    padded = []
+    for spec in [*specs, *_carried(table, names, specs, data, cut.keys)]:
+        is_target = spec.domain == "targets" and target == "window" and cut.is_per_step(spec)
+        if spec in specs or is_target:
+            data[spec.key] = windows.column(spec)
             padded.append(spec.key)
         else:
-            data[spec.key] = _of_window(collection, cut, places, spec, target)
-        domains["tags" if spec.key in cut.keys else spec.domain].append(spec.key)
-    masks: str | dict[str, str] | None = None
+            data[spec.key] = windows.single(spec, target)
+        is_tag = spec not in specs and spec.key in cut.keys
+        domains["tags" if is_tag else spec.domain].append(spec.key)
     if holds is not None:
         data[mask or MASK] = holds
-        masks = dict.fromkeys(padded, mask or MASK)
-    made = from_columns(data, *domains.values(), copy=False, mask=masks, sequences=True)
-    return _described(made, collection, marks)
+    new = from_columns(
+        data,
+        *domains.values(),
+        copy=False,
+        mask=None if holds is None else dict.fromkeys(padded, mask or MASK),
+        sequences=True,
+    )
+    new = _described(new, table, marks)
+    return type(self._source())(label or f"{self._name}_windows", new, register=register)
 
 
 def raw_columns(
@@ -138,18 +254,8 @@ def raw_columns(
     return chosen
 
 
-def _mask_of(specs: Sequence[ColumnSpec]) -> str | None:
-    masks = {spec.mask for spec in specs}
-    if len(masks) > 1:
-        raise DataError(
-            f"columns {[s.key for s in specs]} have different masks {sorted(map(str, masks))}, so "
-            "their windows would differ; call windows() for each"
-        )
-    return masks.pop()
-
-
 def _of_arrays(
-    collection: SampleCollection, rows: IntArray, specs: Sequence[ColumnSpec], mask: str | None
+    table: SampleCollection, rows: IntArray, specs: Sequence[ColumnSpec], mask: str | None
 ) -> _Series:
     """Return series that are one array per row."""
     for spec in specs:
@@ -164,69 +270,60 @@ def _of_arrays(
     width = next(iter(widths.values()))
     counts = np.full(len(rows), width)
     if mask is not None:
-        holds = collection.numpy(str(collection.schema.mask_of(specs[0].name)))[rows]
+        holds = table.numpy(str(table.schema.mask_of(specs[0].name)))[rows]
         if holds.ndim > 2:
             raise DataError(f"mask {mask!r} has more than one axis, so steps are not padded alone")
         counts = width - holds[:, ::-1].argmax(axis=1)
-    return _Series(None, np.arange(len(rows)) * width, counts, rows, width)
+    return _Series(table, None, np.arange(len(rows)) * width, counts, rows, width)
 
 
 def _of_rows(
-    collection: SampleCollection, rows: IntArray, series: Columns, order: str | None
+    table: SampleCollection, rows: IntArray, series: Columns, order: str | None
 ) -> _Series:
     """Return series whose steps are rows."""
-    schema = collection.schema
+    schema = table.schema
     if schema.window_keys("start"):
         raise DataError(
             "these rows are windows; cut windows from array columns, without series= and order=, "
             "or from the series itself"
         )
     names = {key: select_one(schema, key) for key in [*as_list(series), *as_list(order)]}
-    arrays = {key: collection.numpy(name)[rows] for key, name in names.items()}
+    arrays = {key: table.numpy(name)[rows] for key, name in names.items()}
     keys = [schema[names[key]].key for key in as_list(series)]
     groups = as_list(series) or [SERIES]
     arrays.setdefault(groups[0], np.zeros(len(rows), dtype=np.int64))
-    if order is not None and len(missing := _missing(arrays[order])):
-        raise DataError(f"column {order!r} has no value in row {missing[0]}; drop these rows")
+    if order is not None and arrays[order].dtype.kind in "fmM":
+        missing = np.flatnonzero(arrays[order] != arrays[order])
+        if len(missing):
+            raise DataError(f"column {order!r} has no value in row {missing[0]}; drop these rows")
     ordered, counts = ordered_rows(arrays, groups, as_list(order))
-    _warn_of_ties(arrays[order][ordered] if order else None, counts, order, keys)
-    offsets = np.cumsum(counts) - counts
-    return _Series(rows[ordered], offsets, counts, rows, 1, tuple(keys))
+    if order is not None and len(rows) > 1:
+        times = arrays[order][ordered]
+        tied = times[1:] == times[:-1]
+        tied[np.cumsum(counts)[:-1] - 1] = False
+        if tied.any():  # as of two series that are read as one
+            of = f"series={list(keys)}" if keys else "the one series, as series= is not given"
+            warn(
+                f"{int(tied.sum())} of {len(times)} rows have the same {order!r} as the row before "
+                f"in {of}; they keep the order of the table. If these are several series, add the "
+                "columns that tell them apart to series="
+            )
+    return _Series(table, rows[ordered], np.cumsum(counts) - counts, counts, rows, 1, tuple(keys))
 
 
-def _warn_of_ties(
-    times: Array | None, counts: IntArray, order: str | None, keys: Sequence[str]
-) -> None:
-    """Warn of steps of a series with one time, as of two series that are read as one."""
-    if times is None or len(times) < 2:
-        return
-    tied = times[1:] == times[:-1]
-    tied[np.cumsum(counts)[:-1] - 1] = False
-    if tied.any():
-        of = f"series={list(keys)}" if keys else "the one series, as series= is not given"
-        warn(
-            f"{int(tied.sum())} of {len(times)} rows have the same {order!r} as the row before in "
-            f"{of}; they keep the order of the table. If these are several series, add the "
-            "columns that tell them apart to series="
-        )
+def _cut_windows(
+    cut: _Series, length: int, step: int, pad: Any, mask: str | None
+) -> tuple[_Windows, Any]:
+    """Return the windows with data, and which of their steps are data; None for all steps.
 
-
-def _missing(values: Any) -> IntArray:
-    kind = values.dtype.kind
-    if kind not in "fmM":
-        return np.empty(0, dtype=np.int64)
-    return np.flatnonzero(np.isnan(values) if kind == "f" else np.isnat(values))
-
-
-def _places(
-    collection: SampleCollection, cut: _Series, length: int, step: int, pad: Any
-) -> _Places:
-    """Return all windows; a series shorter than one gets one padded window."""
+    A series shorter than one window gets one that is padded.
+    """
+    table = cut.table
     short = np.flatnonzero(cut.counts < length)
     if len(short) and pad is None:
         first = int(short[0])
         row = int(cut.rows[first] if cut.steps is None else cut.steps[cut.offsets[first]])
-        values = {k: collection.numpy(select_one(collection.schema, k))[row] for k in cut.keys}
+        values = {k: table.numpy(select_one(table.schema, k))[row] for k in cut.keys}
         name = ", ".join(f"{k}={v!r}" for k, v in values.items()) or f"row {first}"
         raise DataError(
             f"length={length} is longer than {len(short)} of {len(cut.counts)} series: {name} has "
@@ -236,135 +333,62 @@ def _places(
     n = np.where(cut.counts < length, 1, (cut.counts - length) // step + 1)
     series = np.repeat(np.arange(len(n)), n)
     starts = (np.arange(len(series)) - np.repeat(np.cumsum(n) - n, n)) * step
-    return _Places(series, starts, np.minimum(cut.counts[series] - starts, length))
-
-
-def _holding(
-    collection: SampleCollection, cut: _Series, places: _Places, length: int, mask: str | None
-) -> tuple[_Places, Any]:
-    """Return the windows with data, and which of their steps are data; None for all steps."""
-    holds = np.arange(length) < places.counts[:, None]
+    counts = np.minimum(cut.counts[series] - starts, length)
+    holds = np.arange(length) < counts[:, None]
     if mask is not None and cut.steps is None:
-        name = f"{collection.schema.domain_of(mask)}.{mask}.{RAW}"
-        steps = np.minimum(places.starts[:, None] + np.arange(length), cut.width - 1)
-        holds &= collection.numpy(name)[cut.rows[places.series][:, None], steps]
+        steps = np.minimum(starts[:, None] + np.arange(length), cut.width - 1)
+        is_data = table.numpy(f"{table.schema.domain_of(mask)}.{mask}.{RAW}")
+        holds &= is_data[cut.rows[series][:, None], steps]
     full = holds.any(axis=1)
-    places = _Places(places.series[full], places.starts[full], places.counts[full])
-    return places, None if holds.all() else holds[full]
+    windows = _Windows(cut, length, pad, series[full], starts[full], counts[full])
+    return windows, None if holds.all() else holds[full]
 
 
-def _source_tags(
-    collection: SampleCollection, cut: _Series, places: _Places, keep_together: bool
-) -> tuple[dict[str, Any], dict[str, str]]:
+def _source_tags(windows: _Windows, keep_together: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the tags that say where each window was cut, and their marks by key."""
-    schema, starts = collection.schema, places.starts
+    cut, starts = windows.cut, windows.starts
+    schema = cut.table.schema
     together = "series" if keep_together else "loose_series"
+    named = dict[str, Any]()
     if cut.steps is not None:
-        rows = cut.steps[cut.offsets[places.series] + starts]
-        named = {} if cut.keys else {SERIES: np.zeros(len(starts), dtype=np.int64)}
+        rows = cut.steps[cut.offsets[windows.series] + starts]
+        if not cut.keys:
+            named[SERIES] = np.zeros(len(starts), dtype=np.int64)
         marks = dict.fromkeys(cut.keys or (SERIES,), together)
     else:
-        rows, named = cut.rows[places.series], dict[str, Any]()
-        marks = {SOURCE: together}
-    ids: Any = id_texts(collection.ids[rows])
+        rows, marks = cut.rows[windows.series], {SOURCE: together}
+    ids: Any = id_texts(cut.table.ids[rows])
     if before := schema.window_keys("start"):  # windows of windows are windows of the series
-        starts = starts + collection.numpy(f"tags.{before[0]}.{RAW}")[rows]
-        ids = collection.numpy(f"tags.{SOURCE}.{RAW}")[rows]
-        inherited = schema.window_keys("series", "loose_series")
-        marks = dict.fromkeys(inherited, together)
-    tags = {SOURCE: ids, START: starts, STOP: starts + places.counts, **named}
+        starts = starts + cut.table.numpy(f"tags.{before[0]}.{RAW}")[rows]
+        ids = cut.table.numpy(f"tags.{SOURCE}.{RAW}")[rows]
+        marks = dict.fromkeys(schema.window_keys("series", "loose_series"), together)
+    tags = {SOURCE: ids, START: starts, STOP: starts + windows.counts, **named}
     return tags, {SOURCE: "source", START: "start", STOP: "stop", **marks}
 
 
-def _windowed(
-    collection: SampleCollection,
-    cut: _Series,
-    places: _Places,
-    spec: ColumnSpec,
-    length: int,
-    pad: Any,
-) -> Any:
-    """Return a column of windows, shape (n_windows, length, ...)."""
-    steps = np.minimum(np.arange(length), places.counts[:, None] - 1)
-    taken = _steps(collection, cut, spec.name, (places.starts[:, None] + steps), places)
-    windows = pa.FixedSizeListArray.from_arrays(taken, length)
-    if (places.counts == length).all():
-        return windows
-    values = to_numpy(to_arrow(windows, spec.key)).copy()
-    values[np.arange(length) >= places.counts[:, None]] = fill_value(pad, spec.key, values.dtype)
-    return values
-
-
-def _steps(
-    collection: SampleCollection, cut: _Series, name: str, steps: IntArray, places: _Places
-) -> pa.Array:
-    """Return values of steps, counted within the series of each window, in one Arrow array."""
-    offsets = cut.offsets[places.series].reshape(-1, *[1] * (steps.ndim - 1))
-    flat = (offsets + steps).ravel()
-    array = collection.array(name)
-    if cut.steps is not None:
-        return array.take(pa.array(cut.steps[flat]))
-    rows, within = np.divmod(flat, cut.width)
-    return array.flatten().take(pa.array(cut.rows[rows] * cut.width + within))
-
-
 def _carried(
-    collection: SampleCollection,
+    table: SampleCollection,
     names: Sequence[str],
     specs: Sequence[ColumnSpec],
-    taken: dict[str, Any],
+    taken: Iterable[str],
     series: Sequence[str],
 ) -> list[ColumnSpec]:
     """Return the raw targets, tags and columns of series that are carried over to windows."""
-    schema = collection.schema
+    schema = table.schema
     own = {spec.key for spec in specs} | set(taken) | set(schema.masks.values())
     every = newest(schema, [*names, *(select_one(schema, key) for key in series)])
     chosen = [
         s for s in map(schema.__getitem__, every) if s.domain != "features" or s.key in series
     ]
     keys = [s.key for s in chosen if s.key not in own]
-    if not keys:
-        return []
-    return [schema[name] for name in raw_columns(collection, every, keys, "windows")]
-
-
-def _is_per_step(cut: _Series, spec: ColumnSpec) -> bool:
-    return cut.steps is not None or spec.shape[:1] == (cut.width,)
-
-
-def _of_window(
-    collection: SampleCollection, cut: _Series, places: _Places, spec: ColumnSpec, target: str
-) -> Any:
-    """Return a target or tag of each window: of its last step, or of its series."""
-    if not _is_per_step(cut, spec):
-        return collection.array(spec.name).take(pa.array(cut.rows[places.series]))
-    if spec.domain == "targets" and target == "series":
-        if cut.steps is None:
-            raise DataError(
-                f"target {spec.key!r} has one value per step; pass target='last' for its value at "
-                "the last step of each window, or target='window' for a sequence"
-            )
-        _check_constant(collection, cut, spec)
-    return _steps(collection, cut, spec.name, places.starts + places.counts - 1, places)
-
-
-def _check_constant(collection: SampleCollection, cut: _Series, spec: ColumnSpec) -> None:
-    """Refuse a target that changes within a series."""
-    values = collection.numpy(spec.name)[cut.steps]
-    first = values[np.repeat(cut.offsets, cut.counts)]
-    changes = (values != first) & ((values == values) | (first == first))  # noqa: PLR0124
-    if changes.any():
-        raise DataError(
-            f"target {spec.key!r} changes within a series; pass target='last' for its value at "
-            "the last row of each window, or target='window' for a sequence"
-        )
+    return [schema[n] for n in raw_columns(table, every, keys, "windows")] if keys else []
 
 
 def _described(
     made: SampleCollection, source: SampleCollection, marks: dict[str, str]
 ) -> SampleCollection:
     """Return windows with the kinds and units of the source, and marks of tags of the place."""
-    known = {s.key: s for s in source.schema.columns.values() if s.rep == RAW}
+    known = source.schema.raw
     described: dict[str, dict[str, Any]] = {}
     for name, spec in made.schema.columns.items():
         old = known.get(spec.key)

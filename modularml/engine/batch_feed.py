@@ -16,8 +16,8 @@ from modularml.backends.fingerprint import Identity
 from modularml.backends.options import NotStackableError, StackMember
 from modularml.backends.tensor_operations import Processes
 from modularml.data.execution import ExecutionContext, Layout, WeightSource
+from modularml.data.ids import as_slice
 from modularml.data.lineage import Source
-from modularml.data.rows import as_slice
 from modularml.engine.batch_schedule import (
     AlternatingBatches,
     BatchSchedulingPolicy,

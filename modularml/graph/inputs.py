@@ -14,10 +14,10 @@ from modularml.backends.base import NotFiniteError
 from modularml.data.batch import Batch, BatchView, RoleData, SampleData, as_numpy
 from modularml.data.collection import SampleCollection, block_rows
 from modularml.data.execution import ExecutionContext
+from modularml.data.ids import as_slice
 from modularml.data.lineage import Source
 from modularml.data.mapping import MappedRows, write_rows
 from modularml.data.padding import held, step_weights
-from modularml.data.rows import as_slice
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError, NonFiniteLossError
 from modularml.graph.calling import check_cast, may_change

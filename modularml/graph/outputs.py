@@ -320,7 +320,7 @@ def invert_leaf(
 
 def needs_rows(leaf: SourceColumns, fs: Any = None) -> bool:
     """Return whether inverting a scaler on these columns needs other values of each row."""
-    return any(record.needs_rows for record in _records(leaf, fs))
+    return any(record.scaler.needs_rows for record in _records(leaf, fs))
 
 
 def group_columns(leaf: SourceColumns, fs: Any = None) -> list[str]:

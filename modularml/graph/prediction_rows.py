@@ -19,6 +19,7 @@ from modularml.data.lineage import SourceColumns
 from modularml.data.padding import in_steps
 from modularml.data.schema import RAW
 from modularml.data.selectors import select_one
+from modularml.data.transforming import newest_of
 from modularml.errors import (
     DataError,
     GraphError,
@@ -282,7 +283,7 @@ class RowReader:
         needed = self.raw_columns(fs, names)
         bare = None if self.raw is None or "" not in self.raw else self.raw[""].dtype
         is_read = bare is None or (bare.kind in "iuf" and bare.isnative)
-        newest = fs._newest_of(needed) if is_read else fs.transform_new(needed)
+        newest = newest_of(fs, needed) if is_read else fs.transform_new(needed)
         keys = [name.split(".")[1] for name in names]
         return {
             name: needed[key] if name.endswith(f".{RAW}") else newest[key]

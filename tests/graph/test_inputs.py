@@ -6,7 +6,7 @@ import torch
 
 import modularml as mm
 from modularml.backends.torch import adapter
-from modularml.data.rows import as_slice
+from modularml.data.ids import as_slice
 from modularml.graph import inputs
 from modularml.graph.inputs import pieces
 from modularml.graph.plan import InputSlot
