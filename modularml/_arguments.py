@@ -28,6 +28,7 @@ __all__ = [
     "parameters",
     "same",
     "takes_any",
+    "with_arguments_of",
 ]
 
 
@@ -83,6 +84,16 @@ def at_least(least: float, error: type[Exception] = ConfigError, /, **values: fl
     for name, value in values.items():
         if value is not None and not value >= least:
             raise error(f"{name} must be at least {least}, got {value!r}")
+
+
+def with_arguments_of(base: Any, cls: Any) -> None:
+    """Name the arguments of a base class in a constructor that takes the others as ``**kwargs``."""
+    signature = inspect.signature(cls.__init__)
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if len(named) < len(signature.parameters):
+        known = inspect.signature(base.__init__).parameters
+        rest = [p for name, p in known.items() if name not in signature.parameters]
+        cls.__init__.__signature__ = signature.replace(parameters=[*named, *rest])
 
 
 @cache

@@ -1,8 +1,6 @@
 """Callbacks of phases and experiments."""
 
 from modularml.callbacks.attached import Attached
-from modularml.callbacks.csv_logger import CSVLogger
-from modularml.callbacks.early_stopping import EarlyStopping, EarlyStoppingResult
 from modularml.callbacks.evaluation import Evaluation, MetricCallback
 from modularml.callbacks.evaluation_metrics import (
     EvalLossMetric,
@@ -10,13 +8,10 @@ from modularml.callbacks.evaluation_metrics import (
     EvaluationMetric,
     ScoreMetric,
 )
-from modularml.callbacks.gradient_norms import GradientNorms
-from modularml.callbacks.learning_rate_finder import LearningRateFinder, LearningRates
-from modularml.callbacks.learning_rate_monitor import LearningRateMonitor
-from modularml.callbacks.live_plot import LivePlot
-from modularml.callbacks.max_time import MaxTime
-from modularml.callbacks.unfreezing import ProgressiveUnfreezing
-from modularml.callbacks.weight_averaging import EMA, SWA
+from modularml.callbacks.learning_rate import LearningRateFinder, LearningRateMonitor, LearningRates
+from modularml.callbacks.loggers import CSVLogger, GradientNorms, LivePlot
+from modularml.callbacks.stopping import EarlyStopping, EarlyStoppingResult, MaxTime
+from modularml.callbacks.weights import EMA, SWA, ProgressiveUnfreezing
 from modularml.engine.callback import (
     ArtifactResult,
     Callback,

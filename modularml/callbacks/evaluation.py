@@ -179,27 +179,21 @@ class Evaluation(Callback):
         """Release the batch feed."""
         self.on_phase_end(experiment=experiment, phase=phase)
 
-    def _current_feed(self) -> BatchFeed:
-        """Return the batch feed; create a new one if the data have changed."""
-        if self._feed is None or not self._feed.is_current:
-            self._feed = self.eval_phase.feed()
-        return self._feed
-
     def _evaluate(self, experiment: Any, exec_ctx: ExecutionContext | None) -> list[CallbackResult]:
         eval_results = EvalResults(self.eval_phase.label)
-        run_phase(self.eval_phase, experiment, eval_results, Display(), self._current_feed())
+        if self._feed is None or not self._feed.is_current:  # as the data have changed
+            self._feed = self.eval_phase.feed()
+        run_phase(self.eval_phase, experiment, eval_results, Display(), self._feed)
         result = EvaluationCallbackResult(label=self.label, results=eval_results)
-        extracted = [m.extract(eval_result=result, exec_ctx=exec_ctx) for m in self._metrics]
-        phase_scores = [
-            MetricResult(f"{self.label}_{name}", value)
-            for name, value in eval_results._metrics.at_epoch(0).items()
-        ]
+        logged: list[MetricResult | None] = []
+        for metric in self._metrics:
+            value = metric.extract(eval_result=result, exec_ctx=exec_ctx)
+            logged += value if isinstance(value, list) else [value]
+        for name, score in eval_results._metrics.at_epoch(0).items():
+            logged.append(MetricResult(f"{self.label}_{name}", score))
         if exec_ctx is None:  # before the first epoch there is no epoch to log under
             return [result]
-        flat = [
-            metric for some in extracted for metric in (some if isinstance(some, list) else [some])
-        ]
-        return [result, *(metric for metric in flat if metric is not None), *phase_scores]
+        return [result, *(metric for metric in logged if metric is not None)]
 
 
 class MetricCallback(Callback):

@@ -13,9 +13,8 @@ from modularml.engine.callback import CallbackResult, MetricResult
 from modularml.errors import ConfigError
 from modularml.phases.train_eval import EvalPhase
 from modularml.results.eval_results import EvalResults
-from modularml.results.replicates import Reduce, check_reduce
 from modularml.results.scores import Meaning, find_score, greater_is_better, name_of_score
-from modularml.results.scoring import logged_scores
+from modularml.results.scoring import Reduce, check_reduce, logged_scores
 from modularml.training import AppliedLoss
 
 __all__ = ["EvalLossMetric", "EvaluationCallbackResult", "EvaluationMetric", "ScoreMetric"]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeAlias
 from modularml._registry import Registry
 from modularml.config import Configurable, Stateful
 from modularml.data.execution import ExecutionContext
-from modularml.results.callback_results import (
+from modularml.results.metric_store import (
     ArtifactResult,
     CallbackResult,
     MetricResult,
@@ -70,6 +70,9 @@ class _CallbackBase(Configurable, Stateful):
 
     reads_batches: ClassVar[bool] = True
     """Whether its batch hooks must run after each batch, not only after several."""
+
+    unused_hooks: tuple[str, ...] = ()
+    """Hooks that it overrides, but does not need with its arguments."""
 
     writes_files: ClassVar[bool] = False
     """Whether it writes files or has other effects that a preview cannot undo; previews skip it."""
@@ -229,7 +232,8 @@ class Hooks:
         for callback in sorted(callbacks, key=lambda c: c.execution_order):
             for hook in hooks:
                 method = getattr(type(callback), hook, None)
-                if method is not getattr(base, hook) or hook in vars(callback):
+                overrides = method is not getattr(base, hook) or hook in vars(callback)
+                if overrides and hook not in callback.unused_hooks:
                     self.methods[hook].append((callback, getattr(callback, hook)))
 
     def __call__(self, hook: str, **facts: Any) -> None:

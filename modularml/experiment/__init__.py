@@ -12,8 +12,7 @@ from modularml.phases.train_eval import EvalPhase, TrainPhase
 from modularml.results.eval_results import EvalResults, FitResults
 from modularml.results.group_results import PhaseGroupResults
 from modularml.results.phase_results import PhaseResults, TrainResults
-from modularml.results.recording import ResultRecording
-from modularml.results.storage import ResultsConfig
+from modularml.results.recording import ResultRecording, ResultsConfig
 
 __all__ = [
     "Accelerator",

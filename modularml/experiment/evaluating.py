@@ -22,12 +22,17 @@ from modularml.graph.model_graph import ModelGraph
 from modularml.graph.outputs import is_encoded, learned_classes
 from modularml.graph.predict import Prediction, predictions
 from modularml.graph.prediction_rows import RowReader
-from modularml.results.plots import ComparedRows, classifies
-from modularml.results.replicates import Reduce, Replicates, check_reduce
+from modularml.results.plots import ComparedRows, ImportanceTable, ScoreTable, classifies
 from modularml.results.scores import Meaning, Metrics, axis_of_score, find_scores, name_of_score
 from modularml.results.scores import greater_is_better as direction_of
-from modularml.results.scoring import ScoredGroup, class_numbers, score_groups
-from modularml.results.tables import ImportanceTable, ScoreTable
+from modularml.results.scoring import (
+    Reduce,
+    Replicates,
+    ScoredGroup,
+    check_reduce,
+    class_numbers,
+    score_groups,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

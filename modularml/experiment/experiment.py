@@ -32,7 +32,7 @@ from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase, all_of
 from modularml.phases.train_eval import TrainPhase
 from modularml.results.group_results import PhaseGroupResults
-from modularml.results.storage import ResultsConfig, ResultsStorage
+from modularml.results.recording import ResultsConfig, ResultsStorage
 
 __all__ = ["Experiment", "SeedWarning"]
 

@@ -84,8 +84,16 @@ def _with_former_modules(text: str) -> str:
 
 
 _MOVED = {
+    "modularml.callbacks.csv_logger": ("CSVLogger",),
+    "modularml.callbacks.early_stopping": ("EarlyStopping",),
     "modularml.callbacks.evaluation_metric": ("EvalLossMetric",),
+    "modularml.callbacks.gradient_norms": ("GradientNorms",),
+    "modularml.callbacks.live_plot": ("LivePlot",),
+    "modularml.callbacks.max_time": ("MaxTime",),
+    "modularml.callbacks.rates": ("LearningRateMonitor",),
     "modularml.callbacks.score_metric": ("ScoreMetric",),
+    "modularml.callbacks.unfreezing": ("ProgressiveUnfreezing",),
+    "modularml.callbacks.weight_averaging": ("EMA", "SWA"),
     "modularml.graph.concat": ("PadMode", "ConcatNode"),
     "modularml.graph.elementwise": ("SumNode", "MeanNode"),
     "modularml.graph.flatten": ("FlattenNode",),

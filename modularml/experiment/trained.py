@@ -16,9 +16,9 @@ from modularml.experiment.evaluating import evaluate, importances
 from modularml.experiment.run_audit import Mode
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import active_graph
-from modularml.results.replicates import Reduce
+from modularml.results.plots import ImportanceTable, ScoreTable
 from modularml.results.scores import Meaning, Metrics
-from modularml.results.tables import ImportanceTable, ScoreTable
+from modularml.results.scoring import Reduce
 
 __all__ = ["TrainedGraph"]
 

@@ -38,8 +38,8 @@ from modularml.phases.phase import (
 from modularml.results.eval_results import EvalResults
 from modularml.results.phase_results import PhaseResults, TrainResults
 from modularml.results.recording import ResultRecording
-from modularml.results.replicates import Reduce, check_reduce
 from modularml.results.scores import Metrics, Score, find_scores, scores_by_name
+from modularml.results.scoring import Reduce, check_reduce
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 

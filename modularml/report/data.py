@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-from modularml._optional import require
+import pandas as pd
+
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.audit_report import AuditReport, Finding
 from modularml.data.row_records import count_by_reason
 from modularml.data.schema import DOMAINS
 from modularml.experiment.run_audit import quick_audit
-from modularml.report.blocks import Block, Facts, Notes, Section, Table, shown
-from modularml.report.figures import from_diagram
+from modularml.report.blocks import Block, Facts, Notes, Section, Table, from_diagram, shown
 
 __all__ = ["audit_notes", "featureset_sections", "group_columns"]
 
@@ -39,32 +38,10 @@ def _rows(fs: FeatureSet) -> Iterator[Block]:
         text = "The file was saved without rows: columns, splits and scalers are known, not values."
         yield Notes((("info", "Without rows", text),))
     if dropped := count_by_reason(fs._all_dropped()):
-        yield _table("Rows left out", [{"reason": r, "rows": n} for r, n in dropped.items()])
+        yield Table.of_lines(
+            "Rows left out", [{"reason": r, "rows": n} for r, n in dropped.items()]
+        )
     yield _columns(fs)
-    if fs.scaler_records:
-        yield _scalers(fs)
-
-
-def _columns(fs: FeatureSet) -> Table:
-    names = fs.collection.names
-    if fs.has_rows:
-        view = FeatureSetView.from_featureset(fs, columns=names[:MOST_COLUMNS])
-        frame = view.summary().drop(columns=["n_dropped"], errors="ignore")
-    else:
-        specs = [fs.collection.schema[name] for name in names[:MOST_COLUMNS]]
-        facts = ("domain", "key", "rep", "kind", "unit", "dtype", "shape")
-        frame = require("pandas").DataFrame([{k: getattr(s, k) for k in facts} for s in specs])
-    frame["shape"] = [" × ".join(map(str, shape)) or "scalar" for shape in frame["shape"]]
-    frame["unit"] = [unit or None for unit in frame["unit"]]
-    if not frame["unit"].any():
-        frame = frame.drop(columns="unit")
-    frame = frame.rename(columns={"rep": "representation", "not_finite": "not finite"})
-    more = len(names) - MOST_COLUMNS
-    note = f"The first {MOST_COLUMNS} of {len(names):,} columns." if more > 0 else ""
-    return Table.of("Columns", frame, note)
-
-
-def _scalers(fs: FeatureSet) -> Table:
     lines = [
         {
             "scaler": repr(record.scaler),
@@ -75,7 +52,27 @@ def _scalers(fs: FeatureSet) -> Table:
         }
         for record in fs.scaler_records
     ]
-    return _table("Scalers, in the order of fitting", lines)
+    if lines:
+        yield Table.of_lines("Scalers, in the order of fitting", lines)
+
+
+def _columns(fs: FeatureSet) -> Table:
+    names = fs.collection.names
+    if fs.has_rows:
+        view = FeatureSetView.from_featureset(fs, columns=names[:MOST_COLUMNS])
+        frame = view.summary().drop(columns=["n_dropped"], errors="ignore")
+    else:
+        specs = [fs.collection.schema[name] for name in names[:MOST_COLUMNS]]
+        facts = ("domain", "key", "rep", "kind", "unit", "dtype", "shape")
+        frame = pd.DataFrame([{k: getattr(s, k) for k in facts} for s in specs])
+    frame["shape"] = [" × ".join(map(str, shape)) or "scalar" for shape in frame["shape"]]
+    frame["unit"] = [unit or None for unit in frame["unit"]]
+    if not frame["unit"].any():
+        frame = frame.drop(columns="unit")
+    frame = frame.rename(columns={"rep": "representation", "not_finite": "not finite"})
+    more = len(names) - MOST_COLUMNS
+    note = f"The first {MOST_COLUMNS} of {len(names):,} columns." if more > 0 else ""
+    return Table.of("Columns", frame, note)
 
 
 def _splits(fs: FeatureSet) -> Iterator[Block]:
@@ -92,7 +89,7 @@ def _splits(fs: FeatureSet) -> Iterator[Block]:
         seen = record
     if not fs.has_rows:  # how they were made is not in the file
         lines = [{k: line[k] for k in ("split", "rows", "share")} for line in lines]
-    yield _table("Splits", lines)
+    yield Table.of_lines("Splits", lines)
     if fs.has_rows and len(lines) <= MOST_SPLITS:
         show = {"show_features": False, "show_targets": False, "show_tags": False}
         yield from_diagram(fs.visualize(**show), f"Splits of {fs.label}")
@@ -117,19 +114,15 @@ def _audit(fs: FeatureSet) -> Notes:
 def audit_notes(findings: Iterable[Finding]) -> tuple[tuple[str, str, str], ...]:
     """Return findings as notes."""
     found = list(findings)
-    notes = [
-        (f.severity, f.kind.replace("_", " "), f"{f.message}{_measured(f)}")
-        for f in found[:MOST_FINDINGS]
-    ]
+    notes = []
+    for f in found[:MOST_FINDINGS]:
+        chance = "" if f.p_value is None else f"; p = {f.p_value:.1g}"
+        measured = f"{f.measure}{chance}".lstrip("; ")
+        text = f"{f.message} ({measured})" if measured else f.message
+        notes.append((f.severity, f.kind.replace("_", " "), text))
     if len(found) > MOST_FINDINGS:
         notes.append(("info", "More", f"{len(found) - MOST_FINDINGS} more findings: fs.audit()"))
     return tuple(notes)
-
-
-def _measured(finding: Finding) -> str:
-    chance = "" if finding.p_value is None else f"; p = {finding.p_value:.1g}"
-    text = f"{finding.measure}{chance}".lstrip("; ")
-    return f" ({text})" if text else ""
 
 
 def group_columns(sets: Iterable[FeatureSet]) -> list[str]:
@@ -141,8 +134,3 @@ def group_columns(sets: Iterable[FeatureSet]) -> list[str]:
             if keys:
                 found[keys if isinstance(keys, str) else next(iter(keys))] = None
     return list(found)
-
-
-def _table(caption: str, lines: list[dict[str, Any]]) -> Table:
-    frame = require("pandas").DataFrame(lines)
-    return Table.of(caption, frame.dropna(axis=1, how="all"))

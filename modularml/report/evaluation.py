@@ -5,24 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml._warning import warn
 from modularml.errors import DataError, ModularMLError
-from modularml.report.blocks import Block, Figure, Table, decimals, shown
-from modularml.report.figures import from_matplotlib
+from modularml.report.blocks import Block, Figure, Table, decimals, from_matplotlib, shown
 from modularml.results.eval_results import EvalResults, FitResults
-from modularml.results.padding import real_steps
 from modularml.results.plots import ComparedRows, plot_rows
 from modularml.results.scores import Meaning, Score, find_scores
-from modularml.results.scoring import class_numbers, lacks_target, score_or_nan
-
-if TYPE_CHECKING:
-    import pandas as pd
+from modularml.results.scoring import class_numbers, lacks_target, real_steps, score_or_nan
 
 __all__ = [
     "Compared",
@@ -84,9 +79,14 @@ class Compared:
     @classmethod
     def of(cls, name: str, source: ComparedRows, group_by: str | None) -> Compared:
         """Leave out rows without a target, and padding."""
-        groups = _groups(source, group_by)
+        groups = None
+        if group_by is not None:
+            try:
+                groups = source.column(group_by, "group_by")
+            except ModularMLError as error:
+                warn(f"scores of {source.label!r} are not by group: {error}")
         known = ~lacks_target(source.true, source.mask)
-        rows, true, out = np.flatnonzero(known), source.true[known], _point_outputs(source)[known]
+        rows, true, out = np.flatnonzero(known), source.true[known], source.points()[1][known]
         groups = None if groups is None else groups[known]
         if source.are_classes and not source.are_labels and len(true):
             labels = None if source.classes is None else np.array(source.classes)
@@ -109,31 +109,11 @@ class Compared:
         """Yield the values of the group column and their rows, whose samples are resampled."""
         if self.groups is None:
             return
-        codes, values = require("pandas").factorize(self.groups, sort=True, use_na_sentinel=False)
+        codes, values = pd.factorize(self.groups, sort=True, use_na_sentinel=False)
         for i, value in enumerate(values):
             mine = codes == i
             part = {"true": self.true[mine], "out": self.out[mine], "rows": self.rows[mine]}
             yield value, replace(self, **part, groups=None)
-
-
-def _groups(source: ComparedRows, group_by: str | None) -> Array | None:
-    if group_by is None:
-        return None
-    try:
-        return source.column(group_by, "group_by")
-    except ModularMLError as error:
-        warn(f"scores of {source.label!r} are not by group: {error}")
-        return None
-
-
-def _point_outputs(source: ComparedRows) -> Array:
-    """Return the outputs, of distributions their mean or middle quantile."""
-    if not source.blocks:
-        return source.out
-    blocks = source.out.reshape(len(source.out), len(source.blocks), -1)
-    named = "mean" in source.blocks
-    place = source.blocks.index("mean") if named else len(source.blocks) // 2
-    return np.asarray(blocks[:, place].reshape(source.true.shape))
 
 
 def intervals(
@@ -166,7 +146,7 @@ def intervals(
     than a tenth is, the interval is NaN. The interval holds the uncertainty of the rows that were
     evaluated, not that of training.
     """
-    codes = require("pandas").factorize(units, use_na_sentinel=False)[0]
+    codes = pd.factorize(units, use_na_sentinel=False)[0]
     order = np.argsort(codes, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
     alone = len(parts) == len(codes)
@@ -176,40 +156,33 @@ def intervals(
         rows = order[drawn] if alone else np.concatenate([parts[j] for j in drawn])
         for name, score in scores.items():
             values[name][i] = score(true[rows], out[rows])
-    return {name: _percentiles(found, level) for name, found in values.items()}
-
-
-def _percentiles(values: Array, level: float) -> tuple[float, float]:
-    finite = values[np.isfinite(values)]
-    if len(finite) < 0.9 * len(values):
-        return float("nan"), float("nan")
-    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    bounds = dict.fromkeys(scores, (float("nan"), float("nan")))
+    for name, found in values.items():
+        finite = found[np.isfinite(found)]
+        if len(finite) >= 0.9 * n:
+            low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+            bounds[name] = float(low), float(high)
+    return bounds
 
 
 def score_table(compared: Compared, metrics: Any = None, level: float = 0.95) -> Table:
     """Return scores of all rows, and of each group, with intervals."""
-    names = metrics if metrics is not None else _default(compared)
-    scores = find_scores(names, compared.source.meaning)
+    default = ["accuracy"] if compared.source.are_classes else ["rmse", "mae", "r2"]
+    scores = find_scores(default if metrics is None else metrics, compared.source.meaning)
     groups = list(compared.by_group())
     lines = [_line("all rows", compared, scores, level)]
     lines += [_line(shown(group), part, scores, level) for group, part in groups[:MOST_GROUPS]]
-    frame: pd.DataFrame = require("pandas").DataFrame(_in_text(lines))
-    frame = frame.rename(columns={"rows": compared.group_by or "rows"})
-    note = " ".join([_note(compared, groups, level), *_reasons(compared, scores)])
-    return Table.of(f"Scores of {compared.name}", frame, note)
-
-
-def _reasons(compared: Compared, scores: Mapping[str, Score]) -> Iterator[str]:
-    """Yield why scores of all rows are undefined."""
+    for name in lines[0]:  # intervals have the decimals of the largest bound
+        pairs = {i: line[name] for i, line in enumerate(lines) if isinstance(line[name], tuple)}
+        digits = decimals(bound for pair in pairs.values() for bound in pair)
+        for i, pair in pairs.items():
+            lines[i][name] = " to ".join(f"{bound:,.{digits}f}" for bound in pair)
+    frame = pd.DataFrame(lines).rename(columns={"rows": compared.group_by or "rows"})
+    notes = [_note(compared, groups, level)]
     for name, score in scores.items():
-        reason = score_or_nan(score, compared.true, compared.out, required=False)[1]
-        if reason:
-            yield f"{name} is undefined: {shown(reason)}."
-
-
-def _default(compared: Compared) -> list[str]:
-    return ["accuracy"] if compared.source.are_classes else ["rmse", "mae", "r2"]
+        if reason := score_or_nan(score, compared.true, compared.out, required=False)[1]:
+            notes.append(f"{name} is undefined: {shown(reason)}.")
+    return Table.of(f"Scores of {compared.name}", frame, " ".join(notes))
 
 
 def _line(
@@ -232,18 +205,6 @@ def _line(
         is_known = np.isfinite(low) and np.isfinite(line[metric])
         line[f"{metric} interval"] = (low, high) if is_known else None
     return line
-
-
-def _in_text(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return lines with intervals as text, each with the decimals of the largest bound."""
-    texts = [dict(line) for line in lines]
-    for name in lines[0]:
-        pairs = [line[name] for line in lines if isinstance(line[name], tuple)]
-        digits = decimals(bound for pair in pairs for bound in pair)
-        for text in texts:
-            if isinstance(text[name], tuple):
-                text[name] = " to ".join(f"{bound:,.{digits}f}" for bound in text[name])
-    return texts
 
 
 def _score(score: Score, true: Array, out: Array) -> float:

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modularml._optional import require
+import pandas as pd
+
 from modularml._warning import warn
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet
@@ -27,11 +28,12 @@ from modularml.report.blocks import (
     Report,
     Section,
     Table,
+    from_matplotlib,
+    scores_in,
     shown,
 )
 from modularml.report.data import featureset_sections
 from modularml.report.evaluation import Compared, plots, score_table
-from modularml.report.figures import from_matplotlib
 from modularml.report.runs import (
     Options,
     environment,
@@ -80,14 +82,20 @@ def report_of(source: Any, options: Options, title: str | None = None) -> Report
     """Collect what a report of a result shows."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        kind, sections = _sections(source, options)
-        found = list(sections)
+        kinds = [kind for kind in _KINDS if isinstance(source, kind)]
+        if not kinds:
+            raise TypeError(
+                "source must be an Experiment, CVResults, SweepResults, ExperimentCollection, "
+                f"FeatureSet or the path of a file, got a {type(source).__name__}"
+            )
+        kind, sections, headline = _KINDS[kinds[0]]
+        found = list(sections(source, options))
     texts = dict.fromkeys(" ".join(str(w.message).split()) for w in caught)
     if texts:
         notes = Notes(tuple(("warning", "Warning", shown(text)) for text in texts))
         found.insert(1, Section("Warnings", (notes,)))
     label = title or getattr(source, "label", None) or kind
-    return Report(str(label), kind, _headline(source, found, options.level), tuple(found))
+    return Report(str(label), kind, tuple(headline(source, found, options.level)), tuple(found))
 
 
 def with_card(report: Report, about: Mapping[str, str], file: str) -> Report:
@@ -96,68 +104,22 @@ def with_card(report: Report, about: Mapping[str, str], file: str) -> Report:
     return replace(report, sections=(*report.sections, Section("Model card", (code,))))
 
 
-def _sections(source: Any, options: Options) -> tuple[str, Iterator[Section]]:
-    if isinstance(source, Experiment):
-        return "Experiment", experiment_sections(source, options)
-    if isinstance(source, CVResults):
-        return "Cross-validation", cv_sections(source, options)
-    if isinstance(source, SweepResults):
-        return "Sweep", sweep_sections(source, options)
-    if isinstance(source, ExperimentCollection):
-        return "Comparison", collection_sections(source, options)
-    if isinstance(source, FeatureSet):
-        return "FeatureSet", _of_rows(source, options)
-    raise TypeError(
-        "source must be an Experiment, CVResults, SweepResults, ExperimentCollection, FeatureSet "
-        f"or the path of a file, got a {type(source).__name__}"
-    )
+Headline = Iterator[tuple[str, str, str]]
+"""The most important figures: name, value and interval."""
 
 
-def _of_rows(fs: FeatureSet, options: Options) -> Iterator[Section]:
+def featureset_report(fs: FeatureSet, options: Options) -> Iterator[Section]:
+    """Yield the sections of a FeatureSet alone."""
     yield Section("Data", (options.notes,) if options.notes else ())
     yield from featureset_sections(fs)
     yield environment(options)
 
 
-def _headline(
-    source: Any, sections: list[Section], level: float
-) -> tuple[tuple[str, str, str], ...]:
-    """Return the most important figures: name, value and interval."""
-    tables = [b for s in sections for b in s.blocks if isinstance(b, Table)]
-    if isinstance(source, Experiment):
-        return (*_scores(tables, level), *_sizes(source))
-    if isinstance(source, CVResults):
-        return (*_mean_scores(tables), ("folds", shown(source.n_folds), ""))
-    if isinstance(source, SweepResults):
-        found = [("trials", shown(len(source)), "")]
-        if any(s.title == "Best trial" for s in sections):
-            found.insert(0, (source._objective.name, shown(source.best.value), "best trial"))
-        return tuple(found)
-    n = len(source)
-    return (("rows" if isinstance(source, FeatureSet) else "members", shown(n), ""),)
-
-
-def _scores(tables: list[Table], level: float) -> Iterator[tuple[str, str, str]]:
-    """Yield the scores of the last evaluation."""
-    for last in [t for t in tables if t.caption.startswith("Scores of ")][-1:]:
-        cells = dict(zip(last.columns, last.rows[0], strict=True))
-        where = last.caption.removeprefix("Scores of ")
-        for name in [c for c in last.columns[2:] if not c.endswith(" interval")][:3]:
-            bounds = cells[f"{name} interval"]
-            shown_bounds = "" if bounds == MISSING else f"{level:.0%}: {bounds}"
-            yield f"{name}, {where}", cells[name], shown_bounds
-
-
-def _mean_scores(tables: list[Table]) -> Iterator[tuple[str, str, str]]:
-    """Yield mean scores over folds, those of training last."""
-    for table in [t for t in tables if t.caption == "Scores"][:1]:
-        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-        rows.sort(key=lambda row: row["score"].endswith("train_loss"))
-        for row in rows[:3]:
-            yield f"{row['score']}, mean", row["mean"], f"95%: {row['low']} to {row['high']}"
-
-
-def _sizes(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
+def experiment_headline(experiment: Experiment, sections: list[Section], level: float) -> Headline:
+    """Yield the scores of the last evaluation, and sizes."""
+    for rows, scores in list(scores_in(sections))[-1:]:
+        for name, (value, bounds) in list(scores.items())[:3]:
+            yield f"{name}, {rows}", value, "" if bounds == MISSING else f"{level:.0%}: {bounds}"
     sets = experiment.ctx.available_featuresets.values()
     yield "rows", shown(sum(fs.collection.n_absent or len(fs) for fs in sets)), ""
     graph = experiment.model_graph
@@ -166,6 +128,24 @@ def _sizes(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
         yield "parameters", shown(sum(c or 0 for c in counts)), ""
     if experiment.history:
         yield "time of all runs", f"{sum(r.seconds for r in experiment.history):,.1f} s", ""
+
+
+def cv_headline(cv: CVResults, sections: list[Section], level: float) -> Headline:
+    """Yield mean scores over folds, those of training last."""
+    tables = [b for s in sections for b in s.blocks if isinstance(b, Table)]
+    for table in [t for t in tables if t.caption == "Scores"][:1]:
+        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        rows.sort(key=lambda row: row["score"].endswith("train_loss"))
+        for row in rows[:3]:
+            yield f"{row['score']}, mean", row["mean"], f"95%: {row['low']} to {row['high']}"
+    yield "folds", shown(cv.n_folds), ""
+
+
+def sweep_headline(results: SweepResults, sections: list[Section], level: float) -> Headline:
+    """Yield the value of the best trial."""
+    if any(s.title == "Best trial" for s in sections):
+        yield results._objective.name, shown(results.best.value), "best trial"
+    yield "trials", shown(len(results)), ""
 
 
 MOST_BARS, MOST_RUNS = 6, 40
@@ -181,12 +161,27 @@ def cv_sections(cv: CVResults, options: Options) -> Iterator[Section]:
     yield Section("Data", ())
     for binding in cv._bindings.values():
         yield from featureset_sections(binding.featureset)
-    yield Section("Rows of the folds", (_fold_sizes(cv),), 3)
+    lines = []
+    for fold in cv.fold_labels:
+        for name, side in cv.sides(fold).items():
+            counts = {split: len(rows) for split, rows in side.splits.items()}
+            lines.append({"fold": fold, "FeatureSet": name} | counts)
+    sizes = Table.of("Rows of each fold", pd.DataFrame(lines))
+    yield Section("Rows of the folds", (sizes,), 3)
     if not labels:
         return
     first = cv.get_experiment(labels[0])
     yield from graph_section(first)
-    yield Section("Scores over folds", tuple(_fold_scores(cv)))
+    note = (
+        "Mean and 95% interval over folds (Student's t). Folds share training rows, so intervals "
+        "tend to be too narrow."
+    )
+    scores: list[Block] = [Table.of("Scores", cv.summary().reset_index(names="score"), note)]
+    if len(cv._experiments) > 1:
+        scores.append(Table.of("Scores of each fold", cv.to_pandas().reset_index()))
+    text = f"One line for each of {len(cv._experiments)} folds over epochs."
+    scores += drawn("Curves of the folds", cv.plot, text)
+    yield Section("Scores over folds", tuple(scores))
     yield Section("Held-out rows", ())
     for compared in _held_out(cv, labels, options):
         blocks = (score_table(compared, options.metrics, options.level), *plots(compared))
@@ -218,28 +213,6 @@ def _asked_of_folds(cv: CVResults, labels: list[str], options: Options) -> Itera
         yield Notes(tuple(notes))
     if labels:
         yield phase_table(cv.get_experiment(labels[0]))
-
-
-def _fold_sizes(cv: CVResults) -> Table:
-    lines = []
-    for label in cv.fold_labels:
-        for name, side in cv.sides(label).items():
-            counts = {split: len(rows) for split, rows in side.splits.items()}
-            lines.append({"fold": label, "FeatureSet": name} | counts)
-    return Table.of("Rows of each fold", require("pandas").DataFrame(lines))
-
-
-def _fold_scores(cv: CVResults) -> Iterator[Block]:
-    summary = cv.summary().reset_index(names="score")
-    note = (
-        "Mean and 95% interval over folds (Student's t). Folds share training rows, so intervals "
-        "tend to be too narrow."
-    )
-    yield Table.of("Scores", summary, note)
-    if len(cv._experiments) > 1:
-        yield Table.of("Scores of each fold", cv.to_pandas().reset_index())
-    text = f"One line for each of {len(cv._experiments)} folds over epochs."
-    yield from drawn("Curves of the folds", cv.plot, text)
 
 
 def _held_out(cv: CVResults, labels: list[str], options: Options) -> Iterator[Compared]:
@@ -277,7 +250,7 @@ def sweep_sections(results: SweepResults, options: Options) -> Iterator[Section]
         best = results.best
         lines = [{"setting": k, "value": shown(v)} for k, v in best.params.items()]
         facts = Facts.of(trial=best.number, value=best.value)
-        settings = Table.of("Settings", require("pandas").DataFrame(lines))
+        settings = Table.of("Settings", pd.DataFrame(lines))
         yield Section("Best trial", (facts, settings))
     yield Section("Trials", tuple(_trials(results, frame, len(complete))))
     known = results._best
@@ -374,3 +347,21 @@ def drawn(
     _, colon, metric = names[0].rpartition(": ") if names else ("", "", "")
     named = f"{title}: {metric}" if colon else title
     yield from_matplotlib(figure, named, description, is_themed=is_themed)
+
+
+_KINDS: dict[type, tuple[str, Callable[..., Iterator[Section]], Callable[..., Headline]]] = {
+    Experiment: ("Experiment", experiment_sections, experiment_headline),
+    CVResults: ("Cross-validation", cv_sections, cv_headline),
+    SweepResults: ("Sweep", sweep_sections, sweep_headline),
+    ExperimentCollection: (
+        "Comparison",
+        collection_sections,
+        lambda collection, *_: iter([("members", shown(len(collection)), "")]),
+    ),
+    FeatureSet: (
+        "FeatureSet",
+        featureset_report,
+        lambda fs, *_: iter([("rows", shown(len(fs)), "")]),
+    ),
+}
+"""Name, sections and headline of each kind of source."""

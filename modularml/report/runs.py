@@ -9,15 +9,26 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from modularml._optional import loaded, require
+from modularml._optional import loaded
 from modularml.errors import ConfigError, ModularMLError
-from modularml.experiment import Experiment, PhaseGroupResults, TrainResults
+from modularml.experiment import Experiment, TrainResults
 from modularml.experiment.evaluating import compared_rows, scored_predictions, split_rows
 from modularml.experiment.run_audit import plan_audit
 from modularml.graph.predict import predictions
 from modularml.phases.phase import ExperimentPhase
 from modularml.phases.train_eval import TrainPhase
-from modularml.report.blocks import Block, Code, Facts, Notes, Section, Table, shown
+from modularml.report.blocks import (
+    Block,
+    Code,
+    Facts,
+    Notes,
+    Section,
+    Table,
+    from_diagram,
+    from_matplotlib,
+    in_words,
+    shown,
+)
 from modularml.report.data import audit_notes, featureset_sections, group_columns
 from modularml.report.evaluation import (
     Compared,
@@ -25,7 +36,6 @@ from modularml.report.evaluation import (
     plots,
     score_table,
 )
-from modularml.report.figures import from_diagram, from_matplotlib, in_words
 from modularml.results.eval_results import EvalResults, FitResults
 from modularml.results.phase_results import PhaseResults
 from modularml.results.scores import Meaning
@@ -90,7 +100,13 @@ def experiment_sections(experiment: Experiment, options: Options) -> Iterator[Se
 
 def result_sections(experiment: Experiment, options: Options) -> Iterator[Section]:
     """Yield the sections about training and evaluation."""
-    yield from _training(experiment)
+    trained = {k: r for k, r in phase_results(experiment).items() if isinstance(r, TrainResults)}
+    if trained:
+        more = len(trained) - MOST_PHASES
+        note = (f"The newest {MOST_PHASES} of {len(trained):,} phases.",) if more > 0 else ()
+        yield Section("Training", note)
+    for path, results in list(trained.items())[-MOST_PHASES:]:
+        yield Section(path, tuple(_curves(path, results)), 3)
     yield from _evaluation(experiment, options)
 
 
@@ -110,7 +126,13 @@ def _asked(experiment: Experiment, options: Options) -> Iterator[Block]:
     if options.notes:
         yield options.notes
     if failed := [run for run in experiment.history if run.status != "completed"]:
-        texts = [(_severity(r), r.label, f"{r.status}{_error(r)}") for r in failed[-5:]]
+        texts = []
+        for run in failed[-5:]:
+            error, text = run.execution_meta.get("error"), run.status
+            if error is not None:
+                kind = f"{type(error).__name__}: " if isinstance(error, BaseException) else ""
+                text += f": {shown(f'{kind}{error}')}"
+            texts.append(("error" if run.status == "failed" else "warning", run.label, text))
         yield Notes(tuple(texts))
     phases = experiment.execution_plan.flatten()
     if phases:
@@ -118,15 +140,42 @@ def _asked(experiment: Experiment, options: Options) -> Iterator[Block]:
         found = audit_notes(plan_audit(phases, experiment.ctx)) if _has_rows(experiment) else ()
         yield Notes(found or (("ok", "Use of rows", "No phase reports on rows that it learned."),))
     if experiment.history:
-        yield _table("Runs, oldest first", [_run(run) for run in experiment.history])
+        lines = [
+            {
+                "run": run.label,
+                "status": run.status,
+                "started": f"{run.started_at:%Y-%m-%d %H:%M} UTC",
+                "seconds": run.seconds,
+                "phases": shown(run.results.labels),
+            }
+            for run in experiment.history
+        ]
+        yield Table.of_lines("Runs, oldest first", lines)
     else:
         yield "Nothing has run yet."
 
 
 def phase_table(experiment: Experiment) -> Table:
     """Return the phases of the plan."""
-    lines = [_phase(path, phase) for path, phase in _planned(experiment)]
-    return _table("Phases of the plan", lines)
+    lines = []
+    for path, phase in _planned(experiment):
+        splits = dict.fromkeys(
+            f"{b.upstream_ref.node_label}: {b.split or 'all rows'}" for b in phase.input_sources
+        )
+        samplers = [b.sampler for b in phase.input_sources if b.sampler is not None]
+        size = getattr(samplers[0], "batch_size", None) if samplers else phase.batch_size
+        lines.append(
+            {
+                "phase": path,
+                "kind": type(phase).__name__,
+                "rows": shown(list(splits)),
+                "epochs": phase.n_epochs if isinstance(phase, TrainPhase) else None,
+                "batch size": size,
+                "losses": shown([f"{a.loss.name} on {a.on}" for a in phase.losses]),
+                "callbacks": shown([type(c).__name__ for c in phase.callbacks]),
+            }
+        )
+    return Table.of_lines("Phases of the plan", lines)
 
 
 def _planned(experiment: Experiment) -> list[tuple[str, ExperimentPhase]]:
@@ -136,43 +185,6 @@ def _planned(experiment: Experiment) -> list[tuple[str, ExperimentPhase]]:
 
 def _has_rows(experiment: Experiment) -> bool:
     return all(fs.has_rows for fs in experiment.ctx.available_featuresets.values())
-
-
-def _severity(run: Any) -> str:
-    return "error" if run.status == "failed" else "warning"
-
-
-def _error(run: Any) -> str:
-    error = run.execution_meta.get("error")
-    text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
-    return "" if error is None else f": {shown(text)}"
-
-
-def _phase(path: str, phase: ExperimentPhase) -> dict[str, Any]:
-    splits = dict.fromkeys(
-        f"{b.upstream_ref.node_label}: {b.split or 'all rows'}" for b in phase.input_sources
-    )
-    samplers = [b.sampler for b in phase.input_sources if b.sampler is not None]
-    losses = [f"{a.loss.name} on {a.on}" for a in phase.losses]
-    return {
-        "phase": path,
-        "kind": type(phase).__name__,
-        "rows": shown(list(splits)),
-        "epochs": phase.n_epochs if isinstance(phase, TrainPhase) else None,
-        "batch size": getattr(samplers[0], "batch_size", None) if samplers else phase.batch_size,
-        "losses": shown(losses),
-        "callbacks": shown([type(c).__name__ for c in phase.callbacks]),
-    }
-
-
-def _run(run: Any) -> dict[str, Any]:
-    return {
-        "run": run.label,
-        "status": run.status,
-        "started": f"{run.started_at:%Y-%m-%d %H:%M} UTC",
-        "seconds": run.seconds,
-        "phases": shown(run.results.labels),
-    }
 
 
 # -- graph -----------------------------------------------------------------------------------------
@@ -199,29 +211,10 @@ def phase_results(experiment: Experiment) -> dict[str, PhaseResults]:
     """Return the newest results of each phase by path, in the order in which they ran."""
     found: dict[str, PhaseResults] = {}
     for run in experiment.history:
-        for path, results in _paths(run.results, ""):
+        for path, results in run.results.paths():
             found.pop(path, None)
             found[path] = results
     return found
-
-
-def _paths(group: PhaseGroupResults, above: str) -> Iterator[tuple[str, PhaseResults]]:
-    for label, item in group.items():
-        if isinstance(item, PhaseGroupResults):
-            yield from _paths(item, f"{above}{label}/")
-        else:
-            yield f"{above}{label}", item
-
-
-def _training(experiment: Experiment) -> Iterator[Section]:
-    trained = {k: r for k, r in phase_results(experiment).items() if isinstance(r, TrainResults)}
-    if not trained:
-        return
-    more = len(trained) - MOST_PHASES
-    note = (f"The newest {MOST_PHASES} of {len(trained):,} phases.",) if more > 0 else ()
-    yield Section("Training", note)
-    for path, results in list(trained.items())[-MOST_PHASES:]:
-        yield Section(path, tuple(_curves(path, results)), 3)
 
 
 def _curves(path: str, results: TrainResults) -> Iterator[Block]:
@@ -249,16 +242,12 @@ def _curves(path: str, results: TrainResults) -> Iterator[Block]:
             figure = series(lines, x="epoch", y="value")
         text = f"Line plot over epochs. {in_words(lines, 'epoch')}"
         yield from_matplotlib(figure, f"{title} of {path}", text)
-    yield _figures(results, names)
-
-
-def _figures(results: TrainResults, names: list[str]) -> Table:
     columns = {f"at the weights' epoch ({results.kept_epoch})": results.figures("kept")}
     columns["last epoch"] = results.figures("last")
     if results.best_epoch is not None:
         columns[f"best epoch ({results.best_epoch})"] = results.figures("best")
-    lines = [{"metric": n} | {k: f.get(n) for k, f in columns.items()} for n in names]
-    return _table("Metrics", lines)
+    rows = [{"metric": n} | {k: f.get(n) for k, f in columns.items()} for n in names]
+    yield Table.of_lines("Metrics", rows)
 
 
 # -- evaluation ------------------------------------------------------------------------------------
@@ -268,23 +257,18 @@ def evaluations(experiment: Experiment, options: Options) -> Iterator[tuple[str,
     """Yield names and the compared rows of recorded evaluations; else of splits, predicted now."""
     any_recorded = False
     grouped = group_columns(experiment.ctx.available_featuresets.values())
+    default = options.group_by or next(iter(grouped), None)
+    planned = dict(reversed(_planned(experiment)))
     for path, results in phase_results(experiment).items():
         if isinstance(results, EvalResults | FitResults) and results._execution:
             any_recorded = any_recorded or isinstance(results, EvalResults)
-            group_by = options.group_by or _group_of(experiment, path) or next(iter(grouped), None)
+            own = getattr(planned.get(path), "group_by", None)
+            group_by = options.group_by or own or default
             fitted = ", fitted on these rows" if isinstance(results, FitResults) else ""
             for compared in compared_results(path + fitted, results, group_by, options.outputs):
                 yield path, compared
     if not any_recorded and experiment.history:
-        group_by = options.group_by or next(iter(grouped), None)
-        yield from _predicted(experiment, group_by, options.outputs)
-
-
-def _group_of(experiment: Experiment, path: str) -> str | None:
-    for name, phase in _planned(experiment):
-        if name == path:
-            return getattr(phase, "group_by", None)
-    return None
+        yield from _predicted(experiment, default, options.outputs)
 
 
 def _predicted(
@@ -327,7 +311,7 @@ def _evaluation(experiment: Experiment, options: Options) -> Iterator[Section]:
                 if v and not (results._execution and "[" in n)  # groups have a table of scores
             ]
             if lines:
-                blocks[path] = [_table("Logged metrics", lines)]
+                blocks[path] = [Table.of_lines("Logged metrics", lines)]
     for path, compared in evaluations(experiment, options):
         parts = blocks.setdefault(path, [])
         if not len(compared.true):
@@ -359,7 +343,7 @@ def environment(options: Options) -> Section:
     lines = [{"package": name, "version": version} for name, version in versions.items()]
     blocks: list[Block] = []
     if options.file is not None:
-        blocks += [
+        blocks = [
             "The experiment was read from a file. These are the versions that wrote the report.",
             Facts.of(
                 file=options.file["path"].replace("\\", "/").rpartition("/")[2],
@@ -369,7 +353,7 @@ def environment(options: Options) -> Section:
         ]
     blocks += [
         Facts.of(system=platform.system(), machine=platform.machine()),
-        _table("Versions", lines),
+        Table.of_lines("Versions", lines),
     ]
     return Section("Environment", tuple(blocks))
 
@@ -383,7 +367,7 @@ def reproduction(experiment: Experiment, options: Options, code: str = "") -> Se
             seed=seed if experiment.seed is None else experiment.seed,
             deterministic_modes=experiment.deterministic,
         ),
-        _table("Fingerprints of the data", [
+        Table.of_lines("Fingerprints of the data", [
             {"FeatureSet": fs.label, "fingerprint": fs.collection.fingerprint} for fs in sets
         ]),
     ]  # fmt: skip
@@ -396,7 +380,7 @@ def reproduction(experiment: Experiment, options: Options, code: str = "") -> Se
         ]
         blocks.append(Code("Run it again", code or _code(experiment, options), is_open=True))
         title = "Settings, by the paths of a sweep"
-        blocks.append(_table(title, lines, most=300, is_folded=True))
+        blocks.append(Table.of_lines(title, lines, most=300, is_folded=True))
         try:
             blocks.append(Code("The config as YAML", experiment.to_yaml()))
         except ConfigError as error:
@@ -422,8 +406,3 @@ def _code(experiment: Experiment, options: Options) -> str:
         lines += ["# from the start: new weights, the same settings"]
         lines += ["fresh = mml.Experiment.from_yaml('config.yaml')", "fresh.run()"]
     return "\n".join(lines)
-
-
-def _table(caption: str, lines: list[dict[str, Any]], **options: Any) -> Table:
-    frame = require("pandas").DataFrame(lines)
-    return Table.of(caption, frame.dropna(axis=1, how="all"), **options)

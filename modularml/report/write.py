@@ -11,7 +11,7 @@ from importlib import resources
 from typing import Any
 
 from modularml._optional import loaded, require
-from modularml.report.blocks import MISSING, Report, Section, Table
+from modularml.report.blocks import MISSING, Report, Section, scores_in
 
 __all__ = ["ABOUT", "card_of", "html_of", "render"]
 
@@ -51,21 +51,15 @@ def _front_matter(report: Report, about: Mapping[str, str]) -> dict[str, Any]:
     """Return what the hub reads; see https://huggingface.co/docs/hub/model-cards."""
     results, names = [], dict[str, None]()
     task = "tabular-regression"
-    for table in _score_tables(report):
-        cells = dict(zip(table.columns, table.rows[0], strict=True))
+    for rows, scores in scores_in(report.sections):
+        known = {name: pair for name, pair in scores.items() if pair[0] != MISSING}
         metrics = []
-        for name in table.columns[2:]:
-            if name.endswith(" interval") or cells[name] == MISSING:
-                continue
-            bounds = cells[f"{name} interval"]
+        for name, (value, bounds) in known.items():
             shown = name if bounds == MISSING else f"{name} ({bounds})"
-            metrics.append(
-                {"type": name, "name": shown, "value": float(cells[name].replace(",", ""))}
-            )
-            names[name] = None
-        if "accuracy" in cells:
+            metrics.append({"type": name, "name": shown, "value": float(value.replace(",", ""))})
+        names |= dict.fromkeys(known)
+        if "accuracy" in scores:
             task = "tabular-classification"
-        rows = table.caption.removeprefix("Scores of ")
         data = {"type": "modularml", "name": rows}
         results.append({"task": {"type": task}, "dataset": data, "metrics": metrics})
     front: dict[str, Any] = {"library_name": "modularml", "model_name": report.title}
@@ -76,11 +70,6 @@ def _front_matter(report: Report, about: Mapping[str, str]) -> dict[str, Any]:
         front["metrics"] = list(names)
         front["model-index"] = [{"name": report.title, "results": results}]
     return front
-
-
-def _score_tables(report: Report) -> list[Table]:
-    blocks = [block for section in report.sections for block in section.blocks]
-    return [b for b in blocks if isinstance(b, Table) and b.caption.startswith("Scores of ")]
 
 
 @functools.cache

@@ -7,19 +7,19 @@ from importlib import import_module
 from typing import Any
 
 _PLACES = {
-    "ArtifactEntry": "modularml.results.callback_results:ArtifactResult",
+    "ArtifactEntry": "modularml.results.metric_store:ArtifactResult",
     "AxisSeries": "modularml.results.series:AxisSeries",
     "CVResults": "modularml.strategies.folds.cv_results:CVResults",
     "EvalResults": "modularml.results.eval_results:EvalResults",
     "ExperimentRun": "modularml.experiment.run:ExperimentRun",
     "FitResults": "modularml.results.eval_results:FitResults",
-    "ImportanceTable": "modularml.results.tables:ImportanceTable",
+    "ImportanceTable": "modularml.results.plots:ImportanceTable",
     "LossRecord": "modularml.data.execution:LossRecord",
     "MetricEntry": "modularml.results.metric_store:MetricEntry",
     "MetricStore": "modularml.results.metric_store:MetricStore",
     "PhaseGroupResults": "modularml.results.group_results:PhaseGroupResults",
     "PhaseResults": "modularml.results.phase_results:PhaseResults",
-    "ScoreTable": "modularml.results.tables:ScoreTable",
+    "ScoreTable": "modularml.results.plots:ScoreTable",
     "TrainResults": "modularml.results.phase_results:TrainResults",
     "cv_plus": "modularml.results.intervals:cv_plus",
     "quantile_bounds": "modularml.results.intervals:quantile_bounds",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from modularml._typing import IntArray
-from modularml.results.callback_results import CallbackResult
-from modularml.results.metric_store import MetricStore
+from modularml.results.metric_store import CallbackResult, MetricStore
 from modularml.results.phase_results import PhaseResults
 from modularml.results.step_log import StepLog
 from modularml.results.stored_steps import (
@@ -87,6 +86,9 @@ def unpacked_callbacks(
     return [placed[i] if i in placed else next(others) for i in range(n)]
 
 
+_SCALARS = {type(None), bool, int, float, str}
+
+
 def _kind(result: CallbackResult) -> Any:
     """Return what results of one table have in common; None if a result is stored alone."""
     kinds: list[Any] = [type(result)]
@@ -94,39 +96,37 @@ def _kind(result: CallbackResult) -> Any:
         value = getattr(result, field.name)
         kind: Any = type(value)
         if isinstance(value, PhaseResults):
-            kind = _kind_of_phase(value)
-        elif (kind is int and value not in _INT64) or kind not in _SCALARS:
-            kind = None
-        if kind is None:
+            layout = layout_of_steps(value._execution)
+            if layout is None or value._callbacks or value._metrics._batches:
+                return None
+            kind = kind, value.label, id(layout), tuple(value._metrics._epochs)
+        elif kind not in _SCALARS or (kind is int and value not in _INT64):
             return None
         kinds.append(kind)
     return tuple(kinds)
-
-
-_SCALARS = {type(None), bool, int, float, str}
-
-
-def _kind_of_phase(results: PhaseResults) -> Any:
-    """Return what results of phases in one column have in common; None if they stay alone."""
-    layout = layout_of_steps(results._execution)
-    if layout is None or results._callbacks or results._metrics._batches:
-        return None
-    return type(results), results.label, id(layout), tuple(results._metrics._epochs)
 
 
 def _column(
     values: list[Any], name_of: Callable[[PhaseResults], str], layout: PackedLayout
 ) -> dict[str, Any]:
     first = values[0]
-    if isinstance(first, PhaseResults):
-        return {"phases": _packed_phases(values, name_of, layout)}
     if type(first) is float:
         return {"numbers": np.array(values)}
-    if all(value == first for value in values):
-        return {"value": first}
-    if type(first) is int:
-        return {"numbers": narrow(np.array(values))}
-    return {"values": values}
+    if not isinstance(first, PhaseResults):
+        if all(value == first for value in values):
+            return {"value": first}
+        return {"numbers": narrow(np.array(values))} if type(first) is int else {"values": values}
+    epochs = {}
+    for name in first._metrics._epochs:
+        logged = [phase._metrics._epochs[name] for phase in values]
+        rows = [row for rows in logged for row in rows]
+        epochs[name] = {
+            "epoch": np.array([epoch for epoch, _ in rows], dtype=np.int64),
+            "value": np.array([value for _, value in rows], dtype=np.float64),
+            "counts": narrow(np.array([len(rows) for rows in logged])),
+        }
+    logs = packed_logs([phase._execution for phase in values], layout)
+    return {"phases": {"class": name_of(first), "label": first.label, "epochs": epochs, **logs}}
 
 
 def _values(
@@ -135,48 +135,15 @@ def _values(
     phase_classes: Mapping[str, Callable[..., PhaseResults]],
     layouts: Layouts,
 ) -> list[Any]:
-    (kind,) = column
-    if kind == "phases":
-        return _unpacked_phases(column[kind], phase_classes, layouts)
-    if kind == "numbers":
-        return list(column[kind].tolist())
-    return list(column[kind]) if kind == "values" else [column[kind]] * n
-
-
-def _packed_phases(
-    results: Sequence[PhaseResults], name_of: Callable[[PhaseResults], str], layout: PackedLayout
-) -> dict[str, Any]:
-    epochs = {}
-    for name in results[0]._metrics._epochs:
-        logged = [phase._metrics._epochs[name] for phase in results]
-        rows = [row for rows in logged for row in rows]
-        epochs[name] = {
-            "epoch": np.array([epoch for epoch, _ in rows], dtype=np.int64),
-            "value": np.array([value for _, value in rows], dtype=np.float64),
-            "counts": narrow(np.array([len(rows) for rows in logged])),
-        }
-    return {
-        "class": name_of(results[0]),
-        "label": results[0].label,
-        "epochs": epochs,
-        **packed_logs([phase._execution for phase in results], layout),
-    }
-
-
-def _unpacked_phases(
-    data: Mapping[str, Any],
-    phase_classes: Mapping[str, Callable[..., PhaseResults]],
-    layouts: Layouts,
-) -> list[PhaseResults]:
+    ((kind, data),) = column.items()
+    if kind == "value":
+        return [data] * n
+    if kind != "phases":
+        return list(data.tolist() if kind == "numbers" else data)
     cls, logs = phase_classes[data["class"]], unpacked_logs(data, layouts)
     phases = [cls(data["label"], StepLog(steps), [], MetricStore()) for steps in logs]
-    for name, column in data["epochs"].items():
-        rows = list(zip(column["epoch"].tolist(), column["value"].tolist(), strict=True))
-        for phase, (start, stop) in zip(phases, _ranges(column["counts"]), strict=True):
-            phase._metrics._epochs[name] = rows[start:stop]
+    for name, logged in data["epochs"].items():
+        rows = zip(logged["epoch"].tolist(), logged["value"].tolist(), strict=True)
+        for phase, count in zip(phases, logged["counts"].tolist(), strict=True):
+            phase._metrics._epochs[name] = list(islice(rows, count))
     return phases
-
-
-def _ranges(counts: IntArray) -> list[tuple[int, int]]:
-    ends = np.cumsum(counts, dtype=np.int64).tolist()
-    return list(zip([0, *ends[:-1]], ends, strict=True))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
-from modularml._optional import require
 from modularml._typing import Array
 from modularml._warning import warn
 from modularml.data.batch import Batch, as_numpy, concat_tensors
@@ -21,15 +22,20 @@ from modularml.graph import topology
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.node import GraphNode
 from modularml.graph.outputs import class_labels, is_encoded
-from modularml.results.padding import blanked, target_steps
 from modularml.results.phase_results import Domain, PhaseResults
 from modularml.results.plots import ComparedRows, plot_rows
-from modularml.results.replicates import Reduce, Replicates, check_reduce
 from modularml.results.scores import Meaning, Score, find_scores
-from modularml.results.scoring import ScoredGroup, class_numbers, logged_scores, score_groups
-
-if TYPE_CHECKING:
-    import pandas as pd
+from modularml.results.scoring import (
+    Reduce,
+    Replicates,
+    ScoredGroup,
+    blanked,
+    check_reduce,
+    class_numbers,
+    logged_scores,
+    score_groups,
+    target_steps,
+)
 
 __all__ = ["EvalResults", "FitResults", "by_column", "output_labels"]
 
@@ -111,9 +117,7 @@ class _SinglePassResults(PhaseResults):
         scores = find_scores(names, outputs)
         how: dict[str, Any] = {"per": per, "reduce": reduce}
         rows = self.scored(scores, node, role=role, group_by=group_by, unscale=unscale, **how)
-        columns = ["score", "role", "group", "value", "n_rows", "n_missing"]
-        frame: pd.DataFrame = require("pandas").DataFrame(rows, columns=columns)
-        return frame
+        return pd.DataFrame(rows, columns=ScoredGroup._fields)
 
     def scored(
         self,
@@ -134,7 +138,7 @@ class _SinglePassResults(PhaseResults):
             If rows are left out because a target is missing.
         """
         check_reduce(reduce, per)
-        node_id = self._node_id(self._tail() if node is None else node)
+        node_id = self._node_or_tail(node)
         rows: list[ScoredGroup] = []
         roles = self._recorded()[0].roles(node_id)
         if role not in (None, *roles):
@@ -144,13 +148,16 @@ class _SinglePassResults(PhaseResults):
                 as_numpy(self.stacked_tensors(node_id, domain, role=current_role, unscale=unscale))
                 for domain in ("targets", "outputs")
             )
-            samples = self._groups(node_id, current_role, per)
+            samples, groups = (
+                None if name is None else self._column(node_id, current_role, name)
+                for name in (per, group_by)
+            )
             rows += score_groups(
                 scores,
                 true,
                 out,
                 mask=target_steps(self._recorded(), node_id, current_role),
-                groups=self._groups(node_id, current_role, group_by),
+                groups=groups,
                 group_by=group_by,
                 role=current_role,
                 who=f"phase {self.label!r}",
@@ -165,23 +172,14 @@ class _SinglePassResults(PhaseResults):
 
     def _class_numbers(self, node_id: str, true: Array, out: Array) -> Array:
         """Return labels as column indices of class scores; other targets unchanged."""
-        if true.dtype.kind == "f":
-            return true
-        encoded, labels = self._classes(node_id)
-        return class_numbers(true, out, labels, encoded=encoded)
-
-    def _classes(self, node_id: str) -> tuple[bool, Array | None]:
-        """Return whether a node's targets are class indices, and the class labels."""
         first = self._recorded()[0]
         lineage = first.compared_with(node_id)
-        if lineage is None:
-            return False, None
+        if true.dtype.kind == "f" or lineage is None:
+            return true
         with first.context.activate():
-            return any(map(is_encoded, source_columns_of(lineage))), class_labels(lineage)
-
-    def _groups(self, node_id: str, role: str, group_by: str | None) -> Array | None:
-        """Return the value of a column for each row; None without one."""
-        return None if group_by is None else self._column(node_id, role, group_by)
+            encoded = any(map(is_encoded, source_columns_of(lineage)))
+            labels = class_labels(lineage)
+        return class_numbers(true, out, labels, encoded=encoded)
 
     def _column(self, node_id: str, role: str, name: str) -> Array:
         """Return the value of a column for each row, from the first FeatureSet that has it."""
@@ -208,7 +206,7 @@ class _SinglePassResults(PhaseResults):
         role : str
         unscale : bool
         """
-        node_id = self._node_id(self._tail() if node is None else node)
+        node_id = self._node_or_tail(node)
         read = partial(self.stacked_tensors, node_id, role=role)
         mask = target_steps(self._recorded(), node_id, role)
         out = as_numpy(read("outputs", unscale=unscale))
@@ -217,9 +215,8 @@ class _SinglePassResults(PhaseResults):
         if self._recorded()[0]._layout().lineages.get((node_id, "targets")) is not None:
             true = as_numpy(read("targets", unscale=unscale))
             columns |= by_column("target", blanked(true, mask))
-        index = require("pandas").Index(read("sample_uuids"), name="sample_uuid")
-        frame: pd.DataFrame = require("pandas").DataFrame(columns, index=index)
-        return frame
+        index = pd.Index(read("sample_uuids"), name="sample_uuid")
+        return pd.DataFrame(columns, index=index)
 
     def plot(
         self,
@@ -279,8 +276,7 @@ class _SinglePassResults(PhaseResults):
         --------
         ``results.plot(kind="residuals", group_by="cell")``
         """
-        node_id = self._node_id(self._tail() if node is None else node)
-        rows = self.compared_rows(node_id, role)
+        rows = self.compared_rows(self._node_or_tail(node), role)
         how: dict[str, Any] = {"target": target, "group_by": group_by, "over": over}
         how |= {"weight_by": weight_by, "outputs": outputs, "per": per, "reduce": reduce}
         return plot_rows(rows, kind, path=path, **{"title": self.label, **how, **options})
@@ -308,15 +304,16 @@ class _SinglePassResults(PhaseResults):
 
     def _tails(self) -> dict[str, str]:
         """Return the labels of the nodes that ran and that no running node reads, by id."""
-        layout = self._recorded()[0]._layout()
-        graph = self._recorded()[0].context.model_graph
+        layout, graph = self._recorded()[0]._layout(), self._recorded()[0].context.model_graph
         ran = {node_id for node_id, _ in layout.outputs}
         edges = {} if graph is None else graph._edges()
         running = {i: above for i, above in edges.items() if i in ran}
         return {i: layout.labels[i] for i in topology.tails(running)}
 
-    def _tail(self) -> str:
-        """Return the id of the only tail node that ran."""
+    def _node_or_tail(self, node: str | GraphNode | None) -> str:
+        """Return the id of a node, by default of the only tail node that ran."""
+        if node is not None:
+            return self._node_id(node)
         tails = self._tails()
         if len(tails) != 1:
             raise ConfigError(
@@ -367,17 +364,15 @@ class _SinglePassResults(PhaseResults):
         if reducer not in ("mean", "sum"):
             raise ConfigError(f"reducer must be 'mean' or 'sum', got {reducer!r}")
         node_id = self._node_id(node)
-        total: dict[str, float] = {}
-        count: dict[str, float] = {}
+        total, count = defaultdict[str, float](float), defaultdict[str, float](float)
         for layout, _, table, totals in self._execution.tables():
             weights = totals if reducer == "mean" else np.ones_like(totals)
             for i, (label, on) in enumerate(layout.losses):
                 if on == node_id:
-                    loss_weights = weights[:, i]
-                    total[label] = total.get(label, 0.0) + float(loss_weights @ table[:, i])
-                    count[label] = count.get(label, 0.0) + float(loss_weights.sum())
+                    total[label] += float(weights[:, i] @ table[:, i])
+                    count[label] += float(weights[:, i].sum())
         if reducer == "sum":
-            return total
+            return dict(total)
         return {label: value / (count[label] or np.nan) for label, value in total.items()}
 
     def model_losses(self, node: str | GraphNode, *, reducer: Reducer = "mean") -> float:

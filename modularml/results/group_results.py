@@ -5,16 +5,14 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from modularml._optional import require
+import pandas as pd
+
 from modularml.errors import RegistrationError, UnknownNameError
 from modularml.results.eval_results import EvalResults, FitResults
 from modularml.results.phase_results import PhaseResults, TrainResults
 from modularml.viz.curves import series as draw_series
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["PhaseGroupResults"]
 
@@ -80,13 +78,21 @@ class PhaseGroupResults:
             If two phases have the same label.
         """
         flat: dict[str, PhaseResults] = {}
-        for label, result in self._results.items():
-            inner = {label: result} if isinstance(result, PhaseResults) else result.flatten()
-            for name, phase in inner.items():
-                if name in flat:
-                    raise RegistrationError(f"two phases are labelled {name!r}; get them by group")
-                flat[name] = phase
+        for _, phase in self.paths():
+            if phase.label in flat:
+                raise RegistrationError(
+                    f"two phases are labelled {phase.label!r}; get them by group"
+                )
+            flat[phase.label] = phase
         return flat
+
+    def paths(self) -> Iterator[tuple[str, PhaseResults]]:
+        """Iterate over path and result of all phases: label, or ``group/label`` within groups."""
+        for label, result in self._results.items():
+            if isinstance(result, PhaseResults):
+                yield label, result
+            else:
+                yield from ((f"{label}/{path}", phase) for path, phase in result.paths())
 
     def get_phase_result(self, label: str) -> PhaseResults:
         """Return the result of a phase.
@@ -121,9 +127,8 @@ class PhaseGroupResults:
 
         The first level of the index is the phase's label, ``group/label`` within groups.
         """
-        frames = dict(self._frames(""))
-        frame: pd.DataFrame = require("pandas").concat(frames, names=["phase", "epoch"])
-        return frame
+        frames = {path: phase.to_pandas() for path, phase in self.paths()}
+        return pd.concat(frames, names=["phase", "epoch"])
 
     def plot(self, *, path: Any = None) -> Any:
         """Plot epoch metrics of all phases in sequence, and return the figure."""
@@ -131,13 +136,6 @@ class PhaseGroupResults:
         steps = range(len(frame))
         lines = {name: (list(steps), frame[name].to_numpy()) for name in frame.columns}
         return draw_series(lines, title=self.label, x="epoch, all phases", path=path)
-
-    def _frames(self, prefix: str) -> Iterator[tuple[str, pd.DataFrame]]:
-        for label, result in self._results.items():
-            if isinstance(result, PhaseResults):
-                yield prefix + label, result._metrics.to_pandas()
-            else:
-                yield from result._frames(f"{prefix}{label}/")
 
     def _get(self, label: str | None, cls: type[T]) -> T:
         if label is None:

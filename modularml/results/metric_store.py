@@ -1,21 +1,75 @@
-"""Scalar metrics of a phase: rows of (name, epoch, batch, value)."""
+"""What a phase logs: metrics and results of callbacks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 
 from modularml._typing import Array, IntArray
 from modularml.errors import ConfigError, MetricNotLoggedError, closest
 from modularml.results.series import AxisSeries, Values
 
-if TYPE_CHECKING:
-    import pandas as pd
+__all__ = [
+    "ArtifactResult",
+    "CallbackResult",
+    "MetricEntry",
+    "MetricResult",
+    "MetricStore",
+    "PayloadResult",
+    "compact",
+]
 
-__all__ = ["MetricEntry", "MetricStore", "compact"]
+
+@dataclass
+class CallbackResult:
+    """Base class of callback results; the phase fills in epoch, batch and edge."""
+
+    kind: ClassVar[str] = "callback"
+
+    label: str = field(default="", kw_only=True)
+    epoch: int | None = field(default=None, kw_only=True)
+    batch: int | None = field(default=None, kw_only=True)
+    edge: str = field(default="", kw_only=True)
+
+
+@dataclass
+class MetricResult(CallbackResult):
+    """A number that is logged as a metric.
+
+    Examples
+    --------
+    >>> MetricResult("mape", 0.12).value
+    0.12
+    """
+
+    kind: ClassVar[str] = "metric"
+
+    name: str
+    value: float
+
+
+@dataclass
+class ArtifactResult(CallbackResult):
+    """An object that is stored under a name."""
+
+    kind: ClassVar[str] = "artifact"
+
+    name: str
+    value: Any
+
+
+@dataclass
+class PayloadResult(CallbackResult):
+    """Anything else that a hook returned."""
+
+    kind: ClassVar[str] = "payload"
+
+    payload: Any
 
 
 class MetricEntry(float):
@@ -154,7 +208,10 @@ class MetricStore:
         values = [v for e, v in self._epochs.get(name, []) if e == epoch]
         if not values:
             values = [
-                x for e, b in self._batches.get(name, []) if e == epoch for x in _flat(b).tolist()
+                value
+                for e, block in self._batches.get(name, [])
+                if e == epoch
+                for value in (block if block.ndim == 1 else block[:, 1]).tolist()
             ]
         if not values:
             raise MetricNotLoggedError(
@@ -193,7 +250,3 @@ def compact(numbers: Array) -> Array:
     small = numbers.astype(np.float32, copy=False)
     same = (small == numbers) | np.isnan(numbers)
     return small if same.all() else numbers.astype(np.float64, copy=False)
-
-
-def _flat(block: Array) -> Array:
-    return block if block.ndim == 1 else np.asarray(block[:, 1])

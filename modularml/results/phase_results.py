@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+import pandas as pd
 
 from modularml._typing import Array
 from modularml.data.batch import Batch, as_numpy
@@ -20,16 +21,12 @@ from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.graph.lineage import units_of
 from modularml.graph.node import GraphNode
 from modularml.graph.outputs import unscale_outputs
-from modularml.results.callback_results import ArtifactResult, CallbackResult, MetricResult
-from modularml.results.metric_store import MetricStore
+from modularml.results.metric_store import ArtifactResult, CallbackResult, MetricResult, MetricStore
 from modularml.results.scores import axis_of_score
 from modularml.results.series import AxisSeries, Values
 from modularml.results.step_log import StepLog
 from modularml.viz.curves import panels
 from modularml.viz.style import plain
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["PhaseResults", "TrainResults"]
 
@@ -164,12 +161,12 @@ class PhaseResults:
                 view = layout.views[source]
                 same_set = next((v for v in rows if v.source is view.source), view)
                 rows.setdefault(same_set, []).append(ctx.indices(source)[role])
-        return {
-            view.source.label: FeatureSetView(
-                view.source, _unique(parts), view.source.column_names, view.label
-            )
-            for view, parts in rows.items()
-        }
+        views = {}
+        for view, parts in rows.items():
+            numbers = pd.unique(np.concatenate(parts))
+            names = view.source.column_names
+            views[view.source.label] = FeatureSetView(view.source, numbers, names, view.label)
+        return views
 
     def source_view(
         self, node: str | GraphNode, *, role: str = "default", batch: int | None = None
@@ -331,25 +328,31 @@ class TrainResults(PhaseResults):
         DataError
             If no metric of an epoch was logged.
         """
-        unit, drawn = self._target_unit(), dict[str, dict[str, Any]]()
-        for name in self._metrics.names:
-            if values := dict(sorted(self._metrics.epoch_values(name).items())):
-                curve = (list(values), list(values.values()))
-                drawn.setdefault(_axis_of(name, unit), {})[name] = curve
-        kept = self.kept_epoch
-        mark = {} if kept is None else {f"kept epoch {kept}": kept}
-        ordered = dict(sorted(drawn.items(), key=lambda part: _place(part[0])))
-        title = self.label if title is None else title
-        return panels(ordered, x="epoch", title=title, mark=mark, path=path)
-
-    def _target_unit(self) -> str:
-        """Return the unit of the targets; "" if they have several, or it is unknown."""
-        units: set[str] = set()
+        units: set[str] = set()  # of the targets
         for first in self._execution[:1]:
             with first.context.activate():
                 for node_id, _ in first._layout().outputs:
                     units |= set(units_of(first.compared_with(node_id)).values())
-        return units.pop() if len(units) == 1 else ""
+        unit = units.pop() if len(units) == 1 else ""
+        drawn: dict[str, dict[str, Any]] = {"loss": {}}  # losses first, learning rates last
+        rates = {}
+        for name in self._metrics.names:
+            values = dict(sorted(self._metrics.epoch_values(name).items()))
+            curve = (list(values), list(values.values()))
+            base = re.split(r"[\[/]", name)[0]
+            if not values:
+                continue
+            if base == "lr" or base.startswith("lr_"):
+                rates[name] = curve
+            else:
+                axis = "loss" if "loss" in base else plain(axis_of_score(base, unit))
+                drawn.setdefault(axis, {})[name] = curve
+        drawn["learning rate"] = drawn.pop("learning rate", {}) | rates
+        kept = self.kept_epoch
+        mark = {} if kept is None else {f"kept epoch {kept}": kept}
+        ordered = {axis: curves for axis, curves in drawn.items() if curves}
+        title = self.label if title is None else title
+        return panels(ordered, x="epoch", title=title, mark=mark, path=path)
 
     def evaluations(self) -> AxisSeries[Any]:
         """Return the results of evaluations during training over (label, epoch)."""
@@ -357,19 +360,6 @@ class TrainResults(PhaseResults):
         return AxisSeries(
             ("label", "epoch"), {(r.label, r.epoch): r for r in evaluations}, "evaluations"
         )
-
-
-def _axis_of(name: str, unit: str) -> str:
-    """Return the label of the axis that a logged metric is drawn on."""
-    base = re.split(r"[\[/]", name)[0]
-    if base == "lr" or base.startswith("lr_"):
-        return "learning rate"
-    return "loss" if "loss" in base else plain(axis_of_score(base, unit))
-
-
-def _place(axis: str) -> int:
-    """Return the order of an axis: losses first, learning rates last."""
-    return {"loss": 0, "learning rate": 2}.get(axis, 1)
 
 
 def _read(
@@ -394,8 +384,3 @@ def _read(
             raise ConfigError(f"unscale is for outputs and targets, not for {domain}")
         value = unscale_outputs(ctx, node_id, domain, as_numpy(value), role)
     return value if fmt is None else convert_array(as_numpy(value), fmt)
-
-
-def _unique(parts: Sequence[Array]) -> Array:
-    rows = np.concatenate(parts)
-    return rows[np.sort(np.unique(rows, return_index=True)[1])]

@@ -1,15 +1,16 @@
-"""Plots of outputs against targets: the rows, the target and the form that a plot needs."""
+"""Plots of outputs against targets, and tables that draw them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 
-from modularml._optional import require
+from modularml._arguments import at_least
 from modularml._typing import Array
 from modularml._warning import warn
 from modularml.data.lineage import ColumnLineage, column_named
@@ -17,14 +18,22 @@ from modularml.data.schema import RAW, SampleSchema
 from modularml.errors import ConfigError, DataError, ShapeError, UnknownNameError
 from modularml.graph.lineage import source_columns_of, units_of
 from modularml.graph.outputs import gives_labels, is_encoded, learned_classes
-from modularml.results.padding import real_steps
-from modularml.results.replicates import Reduce, Replicates, aggregated, check_reduce
 from modularml.results.scores import Meaning, as_probabilities, default_score
+from modularml.results.scoring import (
+    Reduce,
+    Replicates,
+    aggregated,
+    check_reduce,
+    lacks_target,
+    real_steps,
+)
 from modularml.viz.class_scores import calibration, precision_recall, roc
+from modularml.viz.curves import bars
 from modularml.viz.predictions import confusion_matrix, parity, residuals
 from modularml.viz.style import plain
 
-__all__ = ["ComparedRows", "classifies", "plot_rows"]
+__all__ = ["ComparedRows", "ImportanceTable", "ScoreTable", "classifies", "plot_rows"]
+
 
 OF_NUMBERS: dict[str, Callable[..., Any]] = {"parity": parity, "residuals": residuals}
 OF_CLASSES: dict[str, Callable[..., Any]] = {
@@ -35,7 +44,6 @@ OF_CLASSES: dict[str, Callable[..., Any]] = {
 }
 ARGUMENTS = {"group_by": "groups", "over": "over", "weight_by": "weights", "outputs": "labels"}
 """Arguments of `plot_rows`, and those of the plots that they become."""
-FOLD = "fold"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +122,15 @@ class ComparedRows:
             **parts,
         )
 
+    def points(self) -> tuple[str, Array]:
+        """Return outputs, of distributions their mean or middle quantile, and the name of it."""
+        if not self.blocks:
+            return "", self.out
+        place = self.blocks.index("mean") if "mean" in self.blocks else len(self.blocks) // 2
+        values = self.out.reshape(len(self.out), len(self.blocks), -1)[:, place]
+        fits = values.size == self.true.size
+        return self.blocks[place], values.reshape(self.true.shape) if fits else values
+
     def named(self, name: str) -> str:
         """Return a column's name with its unit."""
         for schema in self.schemas:
@@ -136,7 +153,7 @@ class ComparedRows:
             raise ShapeError("folds have targets of different shapes; draw one fold at a time")
 
         def column(name: str, argument: str) -> Array:
-            if name == FOLD:
+            if name == "fold":
                 return np.repeat(list(parts), [len(part.true) for part in rows])
             return np.concatenate([part.column(name, argument) for part in rows])
 
@@ -192,14 +209,20 @@ def plot_rows(
         for name, value in asked.items()
         if name != "outputs" and value is not None
     }
+    if not len(rows.true):
+        raise DataError(f"there are no rows of node {rows.label!r} to draw")
+    samples = None if per is None else Replicates(per, rows.column(per, "per"), reduce)
     if rows.are_classes:
         if target is not None:
             raise ConfigError(f"target={target!r} is for several targets that are numbers; omit it")
-        data = _class_data(rows, kind, columns, outputs, per, reduce)
+        data = _class_data(rows, kind, outputs, _steps(rows, rows.out, columns, samples))
     else:
-        data = _number_data(rows, kind, columns, target, per, reduce)
-        if kind == "residuals" and (name := group_by or over) is not None:
-            data["x"] = plain(rows.named(name))
+        name, out = rows.points()
+        data = _number_data(rows, target, _steps(rows, out, columns, samples))
+        if name and kind == "parity":
+            data["name"] = name
+        if kind == "residuals" and (column := group_by or over) is not None:
+            data["x"] = plain(rows.named(column))
     return (OF_NUMBERS | OF_CLASSES)[kind](**{**data, **options})
 
 
@@ -217,79 +240,36 @@ def _check_options(kind: str, asked: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} is for kind={' or '.join(map(repr, taking))}, not {kind!r}")
 
 
-# -- rows ---------------------------------------------------------------------------------------
+Steps: TypeAlias = tuple[Array, Array, dict[str, Any]]
 
 
-def _steps(rows: ComparedRows, columns: Mapping[str, Array]) -> tuple[Array, Array, dict[str, Any]]:
-    """Return targets, outputs and columns without padding, one step per row."""
-    true, out, mask = rows.true, rows.out, rows.mask
-    if not len(true):
-        raise DataError(f"there are no rows of node {rows.label!r} to draw")
-    if mask is None:
-        return true, out, dict(columns)
-    true, out = real_steps(true, out, mask)
-    holds = mask[:, 0] if true.ndim > 1 else mask
-    index = np.repeat(np.arange(len(mask)), holds.reshape(len(mask), -1).sum(axis=1))
-    spread = {
-        k: v.reshape(holds.shape)[holds] if v.size == holds.size else v[index]
-        for k, v in columns.items()
-    }
-    return true, out, spread
+def _steps(
+    rows: ComparedRows, out: Array, columns: Mapping[str, Array], samples: Replicates | None
+) -> Steps:
+    """Return targets, outputs and columns: one row per step that is no padding, or per sample."""
+    true, mask, spread = rows.true, rows.mask, dict(columns)
+    if mask is not None:
+        true, out = real_steps(true, out, mask)
+        holds = mask[:, 0] if true.ndim > 1 else mask
+        index = np.repeat(np.arange(len(mask)), holds.reshape(len(mask), -1).sum(axis=1))
+        spread = {
+            k: v.reshape(holds.shape)[holds] if v.size == holds.size else v[index]
+            for k, v in columns.items()
+        }
+    if samples is None:
+        return true, out, spread
+    if mask is not None:
+        raise ConfigError(f"replicates (per={samples.name!r}) of padded targets cannot be averaged")
+    groups = next(iter(spread.values()), None)
+    true, out, _, groups = aggregated(samples, true, out, ~lacks_target(true, None), groups)
+    return true, out, dict.fromkeys(spread, groups)
 
 
-def _replicated(
-    rows: ComparedRows, true: Array, out: Array, columns: dict[str, Any], per: str, reduce: Reduce
-) -> tuple[Array, Array, dict[str, Any]]:
-    """Return one row per sample."""
-    if rows.mask is not None:
-        raise ConfigError(f"replicates (per={per!r}) of padded targets cannot be averaged")
-    has_target = ~_missing(true)
-    samples = Replicates(per, rows.column(per, "per"), reduce)
-    groups = next(iter(columns.values()), None)
-    true, out, _, groups = aggregated(samples, true, out, has_target, groups)
-    return true, out, dict.fromkeys(columns, groups)
-
-
-def _missing(true: Array) -> Array:
-    missing = np.asarray(require("pandas").isna(true))
-    return np.asarray(missing.reshape(len(true), -1).any(axis=1))
-
-
-def _number_data(
-    rows: ComparedRows,
-    kind: str,
-    columns: Mapping[str, Array],
-    target: str | None,
-    per: str | None,
-    reduce: Reduce,
-) -> dict[str, Any]:
+def _number_data(rows: ComparedRows, target: str | None, steps: Steps) -> dict[str, Any]:
     """Return the arguments of a plot of one target."""
-    true, out, spread = _steps(rows, columns)
-    data: dict[str, Any] = {}
-    if rows.blocks:
-        place = rows.blocks.index("mean") if "mean" in rows.blocks else len(rows.blocks) // 2
-        out = out.reshape(len(out), len(rows.blocks), -1)[:, place]
-        data = {"name": rows.blocks[place]} if kind == "parity" else {}
-    if per is not None:
-        true, out, spread = _replicated(rows, true, out, spread, per, reduce)
-    key, at, n = _target(rows, target, true)
-    if out.size != true.size:
-        raise ShapeError(
-            f"outputs of node {rows.label!r} have shape {out.shape[1:]}, and its targets "
-            f"{true.shape[1:]}; kinds that compare numbers need one output for each target"
-        )
-    true, out = (v.reshape(len(v), n, -1)[:, at] for v in (true, out))
-    for name, values in spread.items():
-        data[name] = values.ravel() if values.size == true.size else np.repeat(values, true[0].size)
-    if key:
-        data["unit"], data["target"] = plain(rows.targets[key]), plain(key)
-    return {"y_true": true.ravel(), "y_pred": out.ravel(), **data}
-
-
-def _target(rows: ComparedRows, target: str | None, true: Array) -> tuple[str, int, int]:
-    """Return the key of the target to draw ("" if unknown), its place, and how many there are."""
+    true, out, spread = steps
     keys = list(rows.targets)
-    n = true.shape[1] if true.ndim > 1 else 1
+    n, at = true.shape[1] if true.ndim > 1 else 1, 0
     if target is not None and target not in keys:
         raise UnknownNameError("target", target, keys)
     if len(keys) != n:
@@ -298,25 +278,31 @@ def _target(rows: ComparedRows, target: str | None, true: Array) -> tuple[str, i
                 f"targets {keys} of node {rows.label!r} are not columns of its outputs; "
                 "select one with ModelNode(targets=)"
             )
-        return keys[0] if keys else "", 0, 1
-    if target is None and n > 1:
-        raise ConfigError(f"node {rows.label!r} predicts {keys}; pass target= one of them")
-    key = keys[0] if target is None else target
-    return key, keys.index(key), n
+        key, n = keys[0] if keys else "", 1
+    else:
+        if target is None and n > 1:
+            raise ConfigError(f"node {rows.label!r} predicts {keys}; pass target= one of them")
+        key = keys[0] if target is None else target
+        at = keys.index(key)
+    if out.size != true.size:
+        raise ShapeError(
+            f"outputs of node {rows.label!r} have shape {out.shape[1:]}, and its targets "
+            f"{true.shape[1:]}; kinds that compare numbers need one output for each target"
+        )
+    true, out = (v.reshape(len(v), n, -1)[:, at] for v in (true, out))
+    data: dict[str, Any] = {"y_true": true.ravel(), "y_pred": out.ravel()}
+    for name, values in spread.items():
+        data[name] = values.ravel() if values.size == true.size else np.repeat(values, true[0].size)
+    if key:
+        data["unit"], data["target"] = plain(rows.targets[key]), plain(key)
+    return data
 
 
 def _class_data(
-    rows: ComparedRows,
-    kind: str,
-    columns: Mapping[str, Array],
-    outputs: Meaning | None,
-    per: str | None,
-    reduce: Reduce,
+    rows: ComparedRows, kind: str, outputs: Meaning | None, steps: Steps
 ) -> dict[str, Any]:
     """Return the arguments of a plot of classes."""
-    true, out, spread = _steps(rows, columns)
-    if per is not None:
-        true, out, spread = _replicated(rows, true, out, spread, per, reduce)
+    true, out, spread = steps
     if true[0].size != 1:
         raise ConfigError(
             f"targets of node {rows.label!r} have shape {true.shape[1:]}, not one class per row; "
@@ -332,7 +318,7 @@ def _class_data(
         return _known(rows, {"y_true": true, "y_pred": flat[:, 0]})
     names = classes if classes and len(classes) == max(2, flat.shape[1]) else None
     names = list(range(max(2, flat.shape[1]))) if names is None else names
-    known = ~_missing(true)
+    known = ~lacks_target(true, None)
     if strange := sorted({str(v) for v in true[known].tolist() if v not in names}):
         raise DataError(
             f"outputs of node {rows.label!r} are scores of the classes {names}, and the targets "
@@ -368,8 +354,96 @@ def _probabilities(rows: ComparedRows, flat: Array, kind: str, outputs: Meaning 
 
 def _known(rows: ComparedRows, data: dict[str, Any]) -> dict[str, Any]:
     """Leave out rows without a class or prediction, with a warning that counts them."""
-    isna = require("pandas").isna
-    known = ~(np.asarray(isna(data["y_true"])) | np.asarray(isna(data["y_pred"])))
+    known = ~(pd.isna(data["y_true"]) | pd.isna(data["y_pred"]))
     if not known.all():
         warn(f"{(~known).sum()} rows of node {rows.label!r} lack a class and are left out")
     return {**data, "y_true": data["y_true"][known], "y_pred": data["y_pred"][known]}
+
+
+class ScoreTable(pd.DataFrame):
+    """Scores of rows, with a plot of these rows.
+
+    Selections and copies are ordinary frames, without it; the plots of pandas are those of
+    ``pandas.DataFrame(table)``.
+    """
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, rows: Mapping[str, ComparedRows], **how: Any) -> ScoreTable:
+        """Return a table with the rows of each node, and options of its plots."""
+        new = cls(table)
+        object.__setattr__(new, "_drawn", (dict(rows), how))
+        return new
+
+    @property
+    def _rows(self) -> dict[str, ComparedRows]:
+        """The rows of each node that was scored; empty if they are not here."""
+        return dict(self.__dict__.get("_drawn", ({},))[0])
+
+    @property
+    def _unit(self) -> str:
+        """Unit of the targets; "" if they have several, or it is unknown."""
+        units = {unit for part in self._rows.values() for unit in part.targets.values()}
+        return units.pop() if len(units) == 1 else ""
+
+    def plot(  # type: ignore[override]
+        self, kind: str | None = None, *, node: Any = None, path: Any = None, **options: Any
+    ) -> Any:
+        """Draw outputs against targets of the evaluated rows, in original units.
+
+        Parameters
+        ----------
+        kind : str, optional
+            ``parity`` or ``residuals`` of numbers; ``confusion``, ``roc``, ``precision_recall`` or
+            ``calibration`` of classes.
+        node : GraphNode or str, optional
+            Which node, if several were evaluated.
+        path : path-like, optional
+            Where to save the figure.
+        **options
+            See `EvalResults.plot`. Replicates are reduced as for the scores.
+
+        Raises
+        ------
+        ConfigError
+            If the table was computed from scaled values (``unscale=False``), or read from a file.
+        UnknownNameError
+            If there is no such kind, option, column or node.
+        """
+        rows, how = self.__dict__.get("_drawn", ({}, {}))
+        if not rows:
+            raise ConfigError(
+                "this table has no rows to draw: they are drawn by the table that evaluate() "
+                "returned, with unscale=True; call it again"
+            )
+        name = getattr(node, "label", node)
+        if name is None and len(rows) > 1:
+            raise ConfigError(f"several nodes were evaluated, pass node= one of {list(rows)}")
+        if name is not None and name not in rows:
+            raise UnknownNameError("node", name, rows)
+        return plot_rows(rows[name or next(iter(rows))], kind, path=path, **(how | options))
+
+
+class ImportanceTable(pd.DataFrame):
+    """Importances of features, with a plot of them; see `ScoreTable`."""
+
+    def plot(  # type: ignore[override]
+        self, *, n_largest: int = 30, title: str = "", path: Any = None
+    ) -> Any:
+        """Draw the importances as bars, largest on top, with the value of each permutation.
+
+        Parameters
+        ----------
+        n_largest : int
+            How many are drawn.
+        title : str
+        path : path-like, optional
+            Where to save the figure.
+        """
+        at_least(1, n_largest=n_largest)
+        shown = self.sort_values("mean", ascending=False, kind="stable").head(n_largest)
+        parts = zip(shown["column"], shown["element"], shown["values"], strict=True)
+        values = {c if pd.isna(e) else f"{c}[{e}]": drops for c, e, drops in parts}
+        label = plain(self.attrs["label"])
+        if len(self) > len(shown):
+            label += f"\n{len(shown)} largest of {len(self)}"
+        return bars(values, x=label, title=title, path=path)

@@ -1,4 +1,4 @@
-"""Lookup of scores by name, in scikit-learn and torchmetrics."""
+"""Lookup of scores by name, in scikit-learn and torchmetrics; those of survival models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from modularml._private.sklearn import scorer_parts
 from modularml._typing import Array
 from modularml.backends import adapter_for
 from modularml.errors import ConfigError, ModularMLError, UnknownNameError, expect
-from modularml.results.survival import concordance_index, risk_concordance_index
 
 __all__ = [
     "Meaning",
@@ -21,13 +20,79 @@ __all__ = [
     "Score",
     "as_probabilities",
     "axis_of_score",
+    "concordance_index",
     "default_score",
     "find_score",
     "find_scores",
     "greater_is_better",
     "name_of_score",
+    "risk_concordance_index",
     "scores_by_name",
 ]
+
+
+def concordance_index(true: Array, out: Array) -> float:
+    """Return Harrell's concordance index of predicted times.
+
+    Parameters
+    ----------
+    true : ndarray, shape (n,) or (n, 2)
+        Times, or times and whether the event was observed (1) or censored (0).
+    out : ndarray, shape (n,) or (n, 1)
+        Predicted times, or any number that is greater for later events.
+
+    Returns
+    -------
+    float
+        Share of comparable pairs in the right order, 0 to 1; equal predictions count half. 0.5 is
+        chance. A pair is comparable if the earlier time is an observed event; of equal times, an
+        observed event is before a censored one.
+
+    Raises
+    ------
+    ValueError
+        If no pair is comparable, an event is neither 0 nor 1, or a number is NaN.
+
+    Notes
+    -----
+    Harrell, Califf, Pryor, Lee & Rosati 1982, *Evaluating the yield of medical tests*, JAMA 247.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> concordance_index(np.array([[1, 1], [2, 0], [3, 1]]), np.array([2.0, 1.0, 3.0]))
+    0.5
+    """
+    wide, predicted = true.reshape(len(true), -1).astype(np.float64), out.astype(np.float64)
+    if wide.shape[1] not in (1, 2) or predicted.size != len(true):
+        raise ValueError(
+            "targets must be times, or times and events (two columns), and outputs one number per "
+            f"row, got shapes {true.shape} and {out.shape}"
+        )
+    time, predicted = wide[:, 0], predicted.ravel()
+    event = wide[:, 1] if wide.shape[1] == 2 else np.ones(len(time))
+    if not np.isin(event, (0, 1)).all():
+        raise ValueError("the second target column must be 1 for observed events, else 0")
+    if np.isnan(time).any() or np.isnan(predicted).any():
+        raise ValueError("times and outputs must not be NaN")
+    right, pairs = 0.0, 0
+    for i in np.flatnonzero(event):
+        later = (time > time[i]) | ((time == time[i]) & (event == 0))
+        pairs += int(later.sum())
+        is_equal = predicted[later] == predicted[i]
+        right += (predicted[later] > predicted[i]).sum() + 0.5 * is_equal.sum()
+    if not pairs:
+        raise ValueError("no two rows are comparable")
+    return float(right / pairs)
+
+
+def risk_concordance_index(true: Array, out: Array) -> float:
+    """Return Harrell's concordance index of predicted risks, which are greater for early events.
+
+    The outputs of a Cox model are such risks; see `concordance_index`.
+    """
+    return concordance_index(true, -out.astype(np.float64))
+
 
 Meaning: TypeAlias = Literal["auto", "values", "logits", "probabilities"]
 Score: TypeAlias = Callable[[Array, Array], float]
@@ -75,7 +140,7 @@ def find_score(
         ``"rmse"`` and ``"brier"`` for short), a class of `torchmetrics`
         (``"MeanAbsoluteError"``), in this order, or a function of targets and outputs.
         ``"concordance_index"`` and ``"risk_concordance_index"`` are Harrell's, of outputs that are
-        times or risks; see `modularml.results.survival`.
+        times or risks; see `modularml.results.scores`.
     options : dict, optional
         Passed to a function or class.
     meaning : {'auto', 'values', 'logits', 'probabilities'}
@@ -93,29 +158,32 @@ def find_score(
     if meaning not in get_args(Meaning):
         raise ConfigError(f"outputs must be one of {get_args(Meaning)}, got {meaning!r}")
     kwargs = dict(options or {})
-    if not callable(score):
-        name_of_score(score)
     if callable(score):
-        return lambda true, out: float(score(true, _as_shaped(out, true), **kwargs))
-    metrics = require("sklearn.metrics")
-    name = _SHORT.get(score, score)
+
+        def with_axes_of_targets(true: Array, out: Array) -> float:
+            fits = _flat(out).shape == _flat(true).shape
+            return float(score(true, out.reshape(true.shape) if fits else out, **kwargs))
+
+        return with_axes_of_targets
+    metrics, name = require("sklearn.metrics"), name_of_score(score)
+    name = _SHORT.get(name, name)
     if name in _OWN:
         return _with_name(name, lambda true, out: _OWN[name](true, out, **kwargs))
     if name in metrics.get_scorer_names() and not kwargs:
         return _with_name(name, _score_of(metrics.get_scorer(name), meaning))
     if (function := _function(name)) is not None:
-        scorer = metrics.make_scorer(function, response_method=_response_method(function), **kwargs)
+        predicts = list(inspect.signature(function).parameters)[1] == "y_pred"
+        method = "predict" if predicts else "predict_proba"
+        scorer = metrics.make_scorer(function, response_method=method, **kwargs)
         return _with_name(name, _score_of(scorer, meaning, kwargs))
     torchmetrics = require("torchmetrics") if has("torchmetrics") else None
     cls: Any = getattr(torchmetrics, name, None)
     if not isinstance(cls, type):
         names = [*_SHORT, *_OWN, *metrics.get_scorer_names(), *filter(_function, metrics.__all__)]
         raise UnknownNameError("metric", name, [*names, *getattr(torchmetrics, "__all__", [])])
-    metric_class: Any = cls
     as_tensor = adapter_for("torch").from_numpy
     return _with_name(
-        name,
-        lambda true, out: metric_class(**kwargs)(as_tensor(_flat(out)), as_tensor(_flat(true))),
+        name, lambda true, out: cls(**kwargs)(as_tensor(_flat(out)), as_tensor(_flat(true)))
     )
 
 
@@ -169,9 +237,8 @@ def name_of_score(score: str | Callable[..., Any]) -> str:
     ConfigError
         If it has no name.
     """
-    name = (
-        score if isinstance(score, str) else getattr(getattr(score, "func", score), "__name__", "")
-    )
+    function = getattr(score, "func", score)
+    name = score if isinstance(score, str) else getattr(function, "__name__", "")
     if not name:
         raise ConfigError(
             f"metrics must be names or functions of targets and outputs, got {score!r}; for an "
@@ -191,8 +258,7 @@ def scores_by_name(metrics: Metrics) -> dict[str, str | Score]:
 
 def find_scores(metrics: Metrics, meaning: Meaning = "auto") -> dict[str, Score]:
     """Return score functions by name; user-defined ones get reshaped outputs."""
-    scores = scores_by_name(metrics)
-    return {name: find_score(score, meaning=meaning) for name, score in scores.items()}
+    return {k: find_score(score, meaning=meaning) for k, score in scores_by_name(metrics).items()}
 
 
 def default_score(model: Any) -> str | None:
@@ -219,7 +285,7 @@ def _with_name(name: str, call: Score) -> Score:
             if isinstance(error, ModularMLError):
                 raise
             is_nan = np.isnan(out) if out.dtype.kind == "f" else np.zeros(out.shape, dtype=bool)
-            if n_missing := int(is_nan.reshape(len(out), -1).any(axis=1).sum()):
+            if n_missing := is_nan.reshape(len(out), -1).any(axis=1).sum():
                 raise ConfigError(
                     f"metric {name!r} cannot be computed, as outputs of {n_missing} of {len(out)} "
                     "rows are NaN: their features are missing, or weights are not finite. Fill "
@@ -250,9 +316,8 @@ def _score_of(scorer: Any, meaning: Meaning, options: Mapping[str, Any] | None =
     def score(true: Array, out: Array) -> float:
         fixed, final_scorer = _FixedOutputs(true, out, meaning), scorer
         if by_class and fixed.meaning != "values":
-            final_scorer = require("sklearn.metrics").make_scorer(
-                function, **made, **{**kwargs, "labels": fixed.classes_}
-            )
+            how = {**made, **kwargs, "labels": fixed.classes_}
+            final_scorer = require("sklearn.metrics").make_scorer(function, **how)
         return float(final_scorer(fixed, out, _flat(true)))
 
     return score
@@ -261,26 +326,27 @@ def _score_of(scorer: Any, meaning: Meaning, options: Mapping[str, Any] | None =
 def _function(name: str) -> Any:
     """Return a function of `sklearn.metrics` of targets and predictions, or None."""
     function = getattr(require("sklearn.metrics"), name, None)
-    if not inspect.isfunction(function):
-        return None
-    names = list(inspect.signature(function).parameters)[:2]
-    return function if len(names) == 2 and all(n.startswith("y_") for n in names) else None
-
-
-def _response_method(function: Any) -> str:
-    """Return the estimator method a metric needs, from its second parameter."""
-    parameter = list(inspect.signature(function).parameters)[1]
-    return "predict" if parameter == "y_pred" else "predict_proba"
+    names = list(inspect.signature(function).parameters) if inspect.isfunction(function) else []
+    return function if len(names) > 1 and all(n.startswith("y_") for n in names[:2]) else None
 
 
 class _FixedOutputs:
     """An estimator for scikit-learn's scorers that returns given outputs."""
 
     def __init__(self, true: Array, out: Array, meaning: Meaning) -> None:
-        self.meaning = _meaning(_flat(true), _flat(out)) if meaning == "auto" else meaning
-        if self.meaning != "values":
-            self.classes_ = np.arange(max(2, _flat(out)[0].size))
-            _check_labels(_flat(true), len(self.classes_))
+        true, out = _flat(true), _flat(out)
+        self.meaning = _meaning(true, out) if meaning == "auto" else meaning
+        if self.meaning == "values":
+            return
+        n = max(2, out[0].size)
+        self.classes_ = np.arange(n)
+        labels = np.unique(true).tolist() if true.ndim == 1 else []
+        if invalid := [label for label in labels if label not in range(n)]:
+            raise ConfigError(
+                f"outputs are scores of the classes 0 to {n - 1}, and the targets hold "
+                f"{invalid[0]!r}; number the classes from 0, or let the node output labels "
+                "(output_method='predict')"
+            )
 
     def predict(self, out: Array) -> Array:
         """Return values, or the most likely class."""
@@ -331,12 +397,12 @@ def as_probabilities(outputs: Array, meaning: Meaning, label: str) -> Array:
             f"outputs of node {label!r} have shape {outputs.shape[1:]}, not one score per class; "
             "pass outputs='values' to average them as they are"
         )
-    if meaning == "auto" and outputs.shape[1] == 1:
-        raise ConfigError(
-            f"one column of class scores of node {label!r} may be logits or probabilities; say "
-            "which with outputs='logits' or 'probabilities'"
-        )
     if meaning == "auto":
+        if outputs.shape[1] == 1:
+            raise ConfigError(
+                f"one column of class scores of node {label!r} may be logits or probabilities; say "
+                "which with outputs='logits' or 'probabilities'"
+            )
         meaning = "probabilities" if _sums_to_one(outputs) else "logits"
     if meaning == "probabilities" and not ((outputs >= 0) & (outputs <= 1 + 1e-4)).all():
         raise ConfigError(
@@ -369,22 +435,6 @@ def _flat(values: Array) -> Array:
     """Drop axes of length 1 after the first."""
     sizes = [n for n in values.shape[1:] if n != 1]
     return np.asarray(values.reshape(len(values), *sizes))
-
-
-def _as_shaped(out: Array, true: Array) -> Array:
-    """Reshape outputs like targets if they differ only in axes of length 1."""
-    return out.reshape(true.shape) if _flat(out).shape == _flat(true).shape else out
-
-
-def _check_labels(true: Array, n_classes: int) -> None:
-    """Refuse labels that are not column indices."""
-    labels = np.unique(true).tolist() if true.ndim == 1 else []
-    if invalid := [label for label in labels if label not in range(n_classes)]:
-        raise ConfigError(
-            f"outputs are scores of the classes 0 to {n_classes - 1}, and the targets hold "
-            f"{invalid[0]!r}; number the classes from 0, or let the node output labels "
-            "(output_method='predict')"
-        )
 
 
 def _meaning(true: Array, out: Array) -> Meaning:

@@ -1,28 +1,34 @@
-"""Scores of targets and outputs, over all rows and by group."""
+"""Scores over all rows and by group, without padding, of replicates as one row."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array
 from modularml._warning import warn
-from modularml.errors import ConfigError, DataError
-from modularml.results.padding import real_steps
-from modularml.results.replicates import Replicates, aggregated
+from modularml.data.execution import ExecutionContext
+from modularml.errors import ConfigError, DataError, ShapeError
 from modularml.results.scores import Score
 
 __all__ = [
+    "Reduce",
+    "Replicates",
     "ScoredGroup",
+    "aggregated",
+    "blanked",
+    "check_reduce",
     "class_numbers",
     "lacks_target",
     "logged_scores",
+    "real_steps",
     "score_groups",
     "score_or_nan",
+    "target_steps",
 ]
 
 
@@ -203,3 +209,178 @@ def score_or_nan(score: Score, true: Array, out: Array, *, required: bool) -> tu
     for w in caught:
         warn(str(w.message), w.category)
     return value, ""
+
+
+def target_steps(
+    steps: list[ExecutionContext], node_id: str, role: str = "default"
+) -> Array | None:
+    """Return the mask of a node's padded targets, for all steps concatenated.
+
+    Returns
+    -------
+    ndarray of bool, shape (n, n_columns, *shape), or None
+        True for data, False for padding; None if the targets are not padded.
+    """
+    all_masks = [step.held(step.compared_with(node_id), role) for step in steps]
+    masks = [mask for mask in all_masks if mask is not None]
+    return np.concatenate(masks) if masks else None
+
+
+def real_steps(true: Array, out: Array, holds: Array) -> tuple[Array, Array]:
+    """Return targets and outputs without padding, one sequence step per row.
+
+    Parameters
+    ----------
+    true : ndarray, shape (n, n_columns, *shape)
+        Padded targets.
+    out : ndarray, shape (n, ...)
+        Shaped as the targets, up to axes of length 1, or with an additional class axis before or
+        after the others.
+    holds : ndarray of bool, shape of `true`
+
+    Returns
+    -------
+    ndarray, shape (n_steps,), and ndarray, shape (n_steps,) or (n_steps, n_classes)
+        Both of shape (n_steps, n_columns) if several columns share one mask.
+
+    Raises
+    ------
+    ShapeError
+        If outputs do not have the steps of the targets.
+    """
+    shape = true.shape
+    if true.ndim > 2 and shape[1] > 1 and out.shape == shape and (holds == holds[:, :1]).all():
+        true, out = (np.moveaxis(values, 1, -1)[holds[:, 0]] for values in (true, out))
+        return true, out
+    true, holds = (
+        true.reshape(len(true), *_squeezed_shape(true)),
+        holds.reshape(len(holds), *_squeezed_shape(holds)),
+    )
+    flat = out.reshape(len(out), *_squeezed_shape(out))
+    if flat.shape == true.shape:
+        return true[holds], flat[holds]
+    if flat.ndim == true.ndim + 1 and flat.shape[:-1] == true.shape:
+        return true[holds], flat[holds]
+    if flat.ndim == true.ndim + 1 and (len(flat), *flat.shape[2:]) == true.shape:
+        return true[holds], np.moveaxis(flat, 1, -1)[holds]
+    raise ShapeError(
+        f"targets are padded, of shape {shape}, but outputs of shape {out.shape} do not have "
+        "these steps, so padding cannot be removed; let the node output a value for each step, or "
+        "compare it with one number per sample (ModelNode(targets=))"
+    )
+
+
+def blanked(values: Array, holds: Array | None) -> Array:
+    """Return values with NaN in place of padding; unchanged if shapes differ."""
+    if holds is None or values.size != holds.size or values.dtype.kind not in "biuf":
+        return values
+    floats = values if values.dtype.kind == "f" else values.astype(np.float64)
+    return np.where(holds.reshape(values.shape), floats, np.nan).astype(floats.dtype)
+
+
+def _squeezed_shape(values: Array) -> list[int]:
+    return [size for size in values.shape[1:] if size != 1]
+
+
+Reduce: TypeAlias = Literal["mean", "median", "min", "max"]
+
+
+class Replicates(NamedTuple):
+    """A column whose equal values are replicates of one sample.
+
+    Parameters
+    ----------
+    name : str
+    values : ndarray, shape (n,)
+    reduce : {'mean', 'median', 'min', 'max'}
+    """
+
+    name: str
+    values: Array
+    reduce: Reduce
+
+
+def check_reduce(reduce: str, per: str | None) -> None:
+    """Refuse an unknown reduction, and one without a column of samples."""
+    if reduce not in get_args(Reduce):
+        raise ConfigError(f"reduce must be one of {get_args(Reduce)}, got {reduce!r}")
+    if per is None and reduce != "mean":
+        raise ConfigError(f"reduce={reduce!r} applies to replicates; pass per= too")
+
+
+def aggregated(
+    replicates: Replicates,
+    true: Array,
+    out: Array,
+    has_target: Array,
+    groups: Array | None,
+) -> tuple[Array, Array, Array, Array | None]:
+    """Reduce targets and outputs of each sample to one row, in the order of the values.
+
+    Rows without a target are left out of their sample. Numbers with fractions are reduced; other
+    targets must be equal within a sample.
+
+    Parameters
+    ----------
+    replicates : Replicates
+    true, out : ndarray, shape (n, ...)
+    has_target : ndarray of bool, shape (n,)
+    groups : ndarray, shape (n,), optional
+        Must be equal within a sample.
+
+    Returns
+    -------
+    tuple of ndarray
+        Targets, outputs, whether a sample has a target, and groups, one row per sample.
+
+    Raises
+    ------
+    DataError
+        If a target of classes or a group differs within a sample, or a row belongs to none.
+    ConfigError
+        If outputs are not numbers with fractions, or samples are not single values.
+    """
+    name, values, reduce = replicates
+    if values.ndim != 1:
+        raise ConfigError(
+            f"per must name a column of one value per row, but {name!r} has values of shape "
+            f"{values.shape[1:]}"
+        )
+    if out.dtype.kind != "f":
+        raise ConfigError(
+            f"outputs of {out.dtype} cannot be averaged over replicates (per={name!r}); score "
+            "probabilities (output_method='predict_proba') or numbers"
+        )
+    codes = require("pandas").factorize(values, sort=True)[0]
+    if (codes < 0).any():
+        row = int((codes < 0).argmax())
+        raise DataError(f"row {row} has no value of {name!r}, so its sample is unknown (per=)")
+    rows = [np.flatnonzero(codes == code) for code in range(codes.max(initial=-1) + 1)]
+    scored = [part[has_target[part]] if has_target[part].any() else part for part in rows]
+    known = np.array([has_target[part].any() for part in rows], dtype=bool)
+    function: Callable[..., Any] = getattr(np, reduce)
+    outputs = _reduced(out, scored, function)
+    if true.dtype.kind == "f":
+        targets = _reduced(true, scored, function)
+    else:
+        targets = _constant(true, scored, "targets", name)
+    of_samples = None if groups is None else _constant(groups, rows, "group_by", name)
+    return targets, outputs, known, of_samples
+
+
+def _reduced(values: Array, rows: list[Array], function: Callable[..., Any]) -> Array:
+    wide = values.astype(np.float64)
+    return np.stack([np.asarray(function(wide[part], axis=0)) for part in rows])
+
+
+def _constant(values: Array, rows: list[Array], what: str, per: str) -> Array:
+    """Return the value of each sample; refuse one that differs within it."""
+    for part in rows:
+        own = values[part]
+        if (own != own[:1]).any() and len({str(v) for v in own.reshape(len(own), -1).tolist()}) > 1:
+            raise DataError(
+                f"{what} differ within a sample of {per!r}, as in rows {part[:5].tolist()}; they "
+                "must be equal for replicates"
+            )
+    first: Array = values[np.array([part[0] for part in rows])]
+    return first

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
 import numpy as np
+import pandas as pd
 
-from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.errors import DataError, UnknownNameError
 from modularml.viz.curves import series as draw_series
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["AxisSeries", "Number", "Values"]
 
@@ -190,7 +187,17 @@ class AxisSeries(Generic[T]):
         selected = np.ones(len(self), dtype=bool)
         for name, selection in axis.items():
             column = self._columns[self._axis_index(name)]
-            selected &= _is_in(column, self._full_names(name, selection))
+            several = isinstance(selection, list | tuple | set | range)
+            values: list[Any] = list(selection) if several else [selection]
+            if short := self._short.get(name):
+                known = set(self.axis_values(name))
+                values = [v if v in known else short.get(v, v) for v in values]
+            if column.dtype == object:
+                matches: Any = (key in values for key in column)
+                selected &= np.fromiter(matches, dtype=bool, count=len(column))
+                continue
+            numbers: list[Any] = [v for v in values if isinstance(v, int | float | np.number)]
+            selected &= column == numbers[0] if len(numbers) == 1 else np.isin(column, numbers)
         return self._take(np.flatnonzero(selected))
 
     def at(self, **axis: Any) -> T:
@@ -261,10 +268,14 @@ class AxisSeries(Generic[T]):
         """
         self._axis_index(axis)
         remaining = {a: c for a, c in self._named().items() if a != axis}
-        order, starts = _runs(list(remaining.values()), len(self))
+        codes = np.zeros(len(self), dtype=np.int64)  # of equal keys, by first appearance
+        for column in remaining.values():
+            own = pd.factorize(column, use_na_sentinel=False)[0]
+            codes = pd.factorize(codes * (own.max(initial=0) + 1) + own)[0]
+        order = np.argsort(codes, kind="stable")
+        starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
         columns = {a: c[order[starts]] for a, c in remaining.items()}
-        values = self._values.take(order)
-        reduced = _reduce(values, starts, reducer)
+        reduced = _reduce(self._values.take(order), starts, reducer)
         return self.from_columns(columns, reduced, self._kind).known_as(self._short)
 
     def keys(self) -> list[Key]:
@@ -285,8 +296,7 @@ class AxisSeries(Generic[T]):
         """Return one row per value: a column per axis, and ``value`` (loss numbers)."""
         numbers = self._values.numbers
         value = np.fromiter(self._values, dtype=object) if numbers is None else numbers
-        frame: pd.DataFrame = require("pandas").DataFrame({**self._named(), "value": value})
-        return frame
+        return pd.DataFrame({**self._named(), "value": value})
 
     def plot(self, *, x: str | None = None, title: str = "", path: Any = None) -> Any:
         """Plot the values along an axis, one line per combination of the others.
@@ -346,16 +356,6 @@ class AxisSeries(Generic[T]):
         taken = self.from_columns(columns, self._values.take(rows), self._kind)
         return taken.known_as(self._short)
 
-    def _full_names(self, axis: str, selection: Any) -> list[Any]:
-        """Return the selected values on an axis, with short names replaced."""
-        several = isinstance(selection, list | tuple | set | range)
-        values: list[Any] = list(selection) if several else [selection]
-        short = self._short.get(axis)
-        if not short:
-            return values
-        known = set(self.axis_values(axis))
-        return [v if v in known else short.get(v, v) for v in values]
-
     def _axis_index(self, axis: str) -> int:
         if axis not in self._axes:
             raise UnknownNameError("axis", axis, self._axes)
@@ -374,29 +374,6 @@ def _column(keys: list[Any]) -> Array:
     if keys and all(type(key) is int for key in keys):
         return np.array(keys, dtype=np.int64)
     return np.fromiter(keys, dtype=object)
-
-
-def _is_in(column: Array, values: list[Any]) -> Any:
-    if column.dtype == object:
-        return np.fromiter((key in values for key in column), dtype=bool, count=len(column))
-    numbers: list[Any] = [w for w in values if isinstance(w, int | float | np.number)]
-    return column == numbers[0] if len(numbers) == 1 else np.isin(column, numbers)
-
-
-def _runs(columns: list[Array], n: int) -> tuple[IntArray, IntArray]:
-    """Return an order that groups equal keys, and the starts of the groups.
-
-    Groups are in order of first appearance.
-    """
-    codes = np.zeros(n, dtype=np.int64)
-    for column in columns:
-        column_codes = require("pandas").factorize(column, use_na_sentinel=False)[0]
-        codes = require("pandas").factorize(
-            codes * (column_codes.max(initial=0) + 1) + column_codes
-        )[0]
-    order = np.argsort(codes, kind="stable")
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    return order, starts
 
 
 _UFUNCS = {"mean": np.add, "sum": np.add, "min": np.minimum, "max": np.maximum}

@@ -25,7 +25,27 @@ from modularml.results.series import AxisSeries, Values
 __all__ = ["EpochSteps", "StepLog"]
 
 
-class EpochSteps(Sequence[ExecutionContext]):
+class _Steps(Sequence[ExecutionContext]):
+    """Steps by position."""
+
+    def take(self, places: IntArray) -> Iterator[ExecutionContext]:
+        """Iterate over the steps at some positions, in this order."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, place: int) -> ExecutionContext: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[ExecutionContext]: ...
+    def __getitem__(self, place: int | slice) -> ExecutionContext | list[ExecutionContext]:
+        if isinstance(place, slice):
+            return list(self.take(np.arange(len(self))[place]))
+        return next(self.take(np.array([range(len(self))[place]])))
+
+    def __iter__(self) -> Iterator[ExecutionContext]:
+        return self.take(np.arange(len(self)))
+
+
+class EpochSteps(_Steps):
     """The recorded steps of one epoch.
 
     Parameters
@@ -66,14 +86,9 @@ class EpochSteps(Sequence[ExecutionContext]):
         self._outs.append(outs)
         self._values.append(ctx.values)
         self._n += 1
-        if len(self._outs) == _GROUP and self._n == _GROUP * (len(self._groups) + 1):
-            self._join()
-
-    def _join(self) -> None:
-        """Concatenate the outputs of the last batches, unless their dtypes differ.
-
-        Kept one by one, small outputs between the tensors of steps would leave holes in memory.
-        """
+        if len(self._outs) < _GROUP or self._n != _GROUP * (len(self._groups) + 1):
+            return
+        # one by one, small outputs between the tensors of steps would leave holes in memory
         parts = list(zip(*self._outs, strict=True))
         if self._have_one_dtype(parts):
             self._groups.append(
@@ -123,14 +138,13 @@ class EpochSteps(Sequence[ExecutionContext]):
                     cached[sizes] if sizes in cached else np.cumsum([0, *sizes], dtype=np.int32)
                 )
                 self._bounds[sizes] = bounds
-            self._whole.append((self._joined(adapter, part), self._bounds[sizes]))
+            if len(part) == 1 and not self._may_share_inputs(adapter, part[0]):
+                whole = part[0]
+            else:
+                whole = adapter.to_host(adapter.concat(part, 0))
+            self._whole.append((whole, self._bounds[sizes]))
         self._outs, self._groups, self._plan, self._tensors = [], [], None, None
         self.nbytes = sum(array.nbytes for array in self._arrays())
-
-    def _joined(self, adapter: BackendAdapter, part: Sequence[Any]) -> Any:
-        if len(part) == 1 and not self._may_share_inputs(adapter, part[0]):
-            return part[0]
-        return adapter.to_host(adapter.concat(part, 0))
 
     def _may_share_inputs(self, adapter: BackendAdapter, out: Any) -> bool:
         """Return whether an output may share memory with inputs, which are reused."""
@@ -166,14 +180,14 @@ class EpochSteps(Sequence[ExecutionContext]):
         """Return the count each loss is a mean over, shape (n_batches, n_losses)."""
         if any(w is not None for w in self.layout.weight_sources) or any(self.layout.over_batch):
             return np.array([step.loss_totals() for step in self], dtype=np.float64)
-        nodes = [node for node, _ in self.layout.outputs]
-        sizes = [self._sizes(nodes.index(node)) for _, node in self.layout.losses]
+        nodes, sizes = [node for node, _ in self.layout.outputs], list[Any]()
+        for _, node in self.layout.losses:
+            which = nodes.index(node)
+            if self._whole:
+                sizes.append(np.diff(self._whole[which][1]))
+            else:
+                sizes.append([len(self.output(which, place)) for place in range(self._n)])
         return np.array(sizes, dtype=np.float64).reshape(-1, self._n).T
-
-    def _sizes(self, which: int) -> IntArray:
-        if self._whole:
-            return np.diff(self._whole[which][1]).astype(np.int64)
-        return np.array([len(self.output(which, place)) for place in range(self._n)])
 
     def spill(self, folder: Path, owner: object) -> None:
         """Move outputs and losses to files, from which they are read on access.
@@ -232,30 +246,17 @@ class EpochSteps(Sequence[ExecutionContext]):
         whole = [(a.from_numpy(array, dtype=dtype), bounds) for a, (array, dtype, bounds) in pairs]
         vars(self).update(state, _whole=whole)
 
-    @overload
-    def __getitem__(self, place: int) -> ExecutionContext: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[ExecutionContext]: ...
-    def __getitem__(self, place: int | slice) -> ExecutionContext | list[ExecutionContext]:
-        if isinstance(place, slice):
-            return list(self._steps(range(self._n)[place]))
-        return next(self._steps([range(self._n)[place]]))
-
-    def __iter__(self) -> Iterator[ExecutionContext]:
-        return self._steps(range(self._n))
-
-    def _steps(self, places: Iterable[int]) -> Iterator[ExecutionContext]:
-        values = self._values or self.losses
-        return (self._step(place, values) for place in places)
+    def take(self, places: IntArray) -> Iterator[ExecutionContext]:
+        """Iterate over the steps at some positions, in this order."""
+        losses = None if self._values else self.losses
+        for place in places.tolist():
+            step = ExecutionContext(self.phase, self.epoch, self.first + place)
+            step.layout, step.rows, step.outs = self.layout, self.rows, _Outputs(self, place)
+            step.values = self._values[place] if losses is None else losses[place].tolist()
+            yield step
 
     def __len__(self) -> int:
         return self._n
-
-    def _step(self, place: int, values: Any) -> ExecutionContext:
-        step = ExecutionContext(self.phase, self.epoch, self.first + place)
-        step.layout, step.rows, step.outs = self.layout, self.rows, _Outputs(self, place)
-        step.values = values[place] if self._values else values[place].tolist()
-        return step
 
 
 _GROUP = 32
@@ -275,7 +276,7 @@ class _Outputs(Sequence[Any]):
         return len(self.steps.layout.outputs)
 
 
-class StepLog(Sequence[ExecutionContext]):
+class StepLog(_Steps):
     """All recorded steps of a phase, in order.
 
     Parameters
@@ -303,15 +304,7 @@ class StepLog(Sequence[ExecutionContext]):
 
     def places(self) -> Mapping[str, IntArray]:
         """Return the epochs and batches of all steps."""
-        sizes = np.array([len(part) for part in self.parts], dtype=np.int64)
-        whole = [(p.epoch, p.first) if isinstance(p, EpochSteps) else (0, 0) for p in self.parts]
-        epochs, first = np.array(whole, dtype=np.int64).reshape(-1, 2).T
-        starts = np.cumsum(sizes) - sizes
-        epoch, batch = np.repeat(epochs, sizes), np.arange(sizes.sum())
-        batch += np.repeat(first - starts, sizes)
-        for start, part in zip(starts.tolist(), self.parts, strict=True):
-            if not isinstance(part, EpochSteps):
-                epoch[start : start + len(part)], batch[start : start + len(part)] = _places(part).T
+        epoch, batch = np.concatenate([np.zeros((0, 2), np.int64), *map(_places, self.parts)]).T
         return {"epoch": epoch, "batch": batch}
 
     def take(self, places: IntArray) -> Iterator[ExecutionContext]:
@@ -321,10 +314,9 @@ class StepLog(Sequence[ExecutionContext]):
         within = places - starts[which]
         for run in np.split(np.arange(len(places)), np.flatnonzero(np.diff(which)) + 1):
             if len(run):
-                part, inner = self.parts[which[run[0]]], within[run].tolist()
-                yield from (
-                    part._steps(inner) if isinstance(part, EpochSteps) else (part[i] for i in inner)
-                )
+                part, inner = self.parts[which[run[0]]], within[run]
+                is_epoch = isinstance(part, EpochSteps)
+                yield from part.take(inner) if is_epoch else map(part.__getitem__, inner)
 
     def losses(self, node_id: str) -> AxisSeries[LossRecord]:
         """Return the losses applied on a node over (epoch, batch, label)."""
@@ -364,29 +356,20 @@ class StepLog(Sequence[ExecutionContext]):
             they are means over.
         """
         for part in self.parts:
-            if isinstance(part, EpochSteps):
-                yield part.layout, _places(part), part.losses, part.totals()
-                continue
-            for step in part:
-                layout = step._layout()
-                table = np.array([layout.adapter.floats(step.values)])
-                yield layout, _places([step]), table, np.array([step.loss_totals()])
-
-    @overload
-    def __getitem__(self, place: int) -> ExecutionContext: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[ExecutionContext]: ...
-    def __getitem__(self, place: int | slice) -> ExecutionContext | list[ExecutionContext]:
-        if isinstance(place, slice):
-            return list(self.take(np.arange(len(self))[place]))
-        return next(self.take(np.array([range(len(self))[place]])))
-
-    def __iter__(self) -> Iterator[ExecutionContext]:
-        for part in self.parts:
-            yield from part
+            for run in [part] if isinstance(part, EpochSteps) else ([step] for step in part):
+                yield run[0]._layout(), *numbers_of(run)
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
+
+
+def numbers_of(part: Sequence[ExecutionContext]) -> tuple[IntArray, Array, Array]:
+    """Return (epoch, batch) of steps of one layout, losses, and the counts they are means over."""
+    if isinstance(part, EpochSteps):
+        return _places(part), part.losses, part.totals()
+    floats = part[0]._layout().adapter.floats
+    losses, totals = [floats(s.values) for s in part], [s.loss_totals() for s in part]
+    return _places(part), np.array(losses, dtype=np.float64), np.array(totals, dtype=np.float64)
 
 
 def _places(part: Sequence[ExecutionContext]) -> IntArray:

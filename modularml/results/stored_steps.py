@@ -16,7 +16,7 @@ from modularml.data.execution import ExecutionContext, Layout
 from modularml.data.lineage import ColumnLineage, MergedColumns, Source, SourceColumns
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError
-from modularml.results.step_log import EpochSteps, StepLog
+from modularml.results.step_log import EpochSteps, StepLog, numbers_of
 
 __all__ = [
     "Layouts",
@@ -41,12 +41,21 @@ Layouts = Sequence[tuple[Layout, list[Source]]]
 def packed_layout(layout: Layout) -> dict[str, Any]:
     """Return a layout as plain data."""
     sources, named = list(layout.views), layout.labels
+    views = [
+        {
+            "set": view.source.label,
+            "rows": narrow(np.array(view.indices)),
+            "columns": list(view.columns),
+            "label": view.label,
+        }
+        for view in layout.views.values()
+    ]
     lineages = [[named[n], d, _packed_lineage(f, sources)] for (n, d), f in layout.lineages.items()]
     return {
         "outputs": [[named[node_id], role] for node_id, role in layout.outputs],
         "losses": [[label, named[node_id]] for label, node_id in layout.losses],
         "flows": lineages,
-        "sources": [[named[s.node_id], s.ref, _packed_view(layout.views[s])] for s in sources],
+        "sources": [[named[s.node_id], s.ref, v] for s, v in zip(sources, views, strict=True)],
         "nodes": list(named.values()),
         "backends": [adapter.backend.value for adapter in layout.adapters],
         "training": layout.training,
@@ -79,59 +88,42 @@ def _pieces(
     `known` holds what was packed of rows that were read several times.
     """
     if isinstance(part, EpochSteps):
-        return [(part.layout, _packed_epoch(part, {} if known is None else known))]
+        return [(part.layout, _packed_part(part, part.layout, {} if known is None else known))]
     if any(step.layout is None for step in part):
         return [(None, {})]
     runs = (list(run) for _, run in groupby(part, key=lambda step: id(step.layout)))
-    return [(run[0].layout, {**_common_fields(run), "outputs": _outputs(run)}) for run in runs]
+    return [(run[0].layout, _packed_part(run, run[0]._layout(), {})) for run in runs]
 
 
-def _packed_epoch(part: EpochSteps, known: dict[Any, Any]) -> dict[str, Any]:
-    if part._files or not part._whole:  # in files, or not complete
-        steps = list(part)
-        return {**_common_fields(steps), "outputs": _outputs(steps)}
-    bounds = [part_bounds.astype(np.int64) for _, part_bounds in part._whole]
-    pairs = zip(part._arrays(), bounds, strict=True)
-    outputs = [{"values": v, "bounds": b} for v, b in pairs]
-    if not hasattr(part.rows, "joined"):
-        return {**_common_fields(list(part)), "outputs": outputs}
-    key = part.rows.batches_key, part.first, len(part)  # type: ignore[union-attr]
+def _packed_part(
+    part: Sequence[ExecutionContext], layout: Layout, known: dict[Any, Any]
+) -> dict[str, Any]:
+    epoch = part if isinstance(part, EpochSteps) else None
+    places, losses, totals = numbers_of(part)
+    rows_of: Any = None if epoch is None else epoch.rows
+    key = None
+    if hasattr(rows_of, "joined"):  # row numbers without making each step
+        key = rows_of.batches_key, places[0, 1], len(part)
     if key not in known:
-        known[key] = _row_fields(part)
-    losses = np.array(part.losses, dtype=np.float64)
-    return {"phase": part.phase, **known[key], "losses": losses, "outputs": outputs}
-
-
-def _row_fields(part: EpochSteps) -> dict[str, Any]:
-    """Return the fields of packed steps in `_OF_ROWS`, without making each step."""
-    n, rows = len(part), []
-    for source in part.layout.views:
-        values, bounds = part.rows.joined(source, part.first, n)  # type: ignore[union-attr]
-        rows.append({r: {"values": narrow(v), "bounds": bounds} for r, v in values.items()})
-    return {
-        "epoch": np.full(n, part.epoch, dtype=np.int64),
-        "batch": np.arange(part.first, part.first + n, dtype=np.int64),
-        "rows": rows,
-        "totals": part.totals(),
-    }
-
-
-def _common_fields(steps: Sequence[ExecutionContext]) -> dict[str, Any]:
-    layout = steps[0]._layout()
-    losses = [[record.value for record in step.losses] for step in steps]
-    return {
-        "phase": steps[0].phase_label,
-        "epoch": np.array([s.epoch_idx for s in steps], dtype=np.int64),
-        "batch": np.array([s.batch_idx for s in steps], dtype=np.int64),
-        "losses": np.array(losses, dtype=np.float64).reshape(len(steps), len(layout.losses)),
-        "rows": [_rows(steps, source) for source in layout.views],
-        "totals": np.array([s.loss_totals() for s in steps], dtype=np.float64),
-    }
-
-
-def _outputs(steps: Sequence[ExecutionContext]) -> list[dict[str, Array]]:
-    adapters = steps[0]._layout().adapters
-    return [_joined([a.to_numpy(s.outs[i]) for s in steps]) for i, a in enumerate(adapters)]
+        rows = []
+        for source in layout.views:
+            if key is not None:
+                values, bounds = rows_of.joined(source, *key[1:])
+                joined = {role: {"values": v, "bounds": bounds} for role, v in values.items()}
+            else:
+                numbers = [step.indices(source) for step in part]
+                joined = {role: _joined([of[role] for of in numbers]) for role in numbers[0]}
+            rows.append({r: {**of, "values": narrow(of["values"])} for r, of in joined.items()})
+        known[key] = {"epoch": places[:, 0], "batch": places[:, 1], "rows": rows, "totals": totals}
+    if epoch is not None and epoch._whole and not epoch._files:
+        pairs = zip(epoch._arrays(), epoch._whole, strict=True)
+        outputs = [{"values": v, "bounds": b.astype(np.int64)} for v, (_, b) in pairs]
+    else:  # in files, or not complete
+        steps, adapters = list(part), enumerate(layout.adapters)
+        outputs = [_joined([a.to_numpy(step.outs[i]) for step in steps]) for i, a in adapters]
+    fields = known[key] if key is not None else known.pop(None)
+    losses = losses.astype(np.float64)
+    return {"phase": part[0].phase_label, **fields, "losses": losses, "outputs": outputs}
 
 
 def _packed_run(layout: Any, pieces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -201,7 +193,9 @@ def packed_logs(logs: Sequence[StepLog], layout: PackedLayout) -> dict[str, Any]
     run = _packed_run(stored, [piece for some in pieces for piece in some])
     once = _packed_run(stored, pieces[0])
     is_same = all(
-        len(some) == len(pieces[0]) and all(map(_same_rows, some, pieces[0])) for some in pieces
+        len(some) == len(pieces[0])
+        and all(_same(a[n], b[n]) for a, b in zip(some, pieces[0], strict=True) for n in _OF_ROWS)
+        for some in pieces
     )
     shared = {name: once[name] for name in _OF_ROWS} if is_same else {}
     return {"steps": {**run, **shared}, "counts": narrow(np.array([len(log) for log in logs]))}
@@ -214,11 +208,6 @@ def unpacked_logs(data: Mapping[str, Any], layouts: Layouts) -> list[list[Execut
 
 _OF_ROWS = ("epoch", "batch", "rows", "totals")
 """Fields of packed steps that depend on the rows that were read, and not on the outputs."""
-
-
-def _same_rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Return whether packed steps read the same rows in the same batches."""
-    return all(_same(a[name], b[name]) for name in _OF_ROWS)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -256,7 +245,7 @@ def _unpacked_run(
         at = 0 if is_shared else first
         if not (is_shared and logs):
             places = {p: at + i for i, p in enumerate(zip(epochs[at:][:n], batches[at:][:n]))}  # noqa: B905
-            rows = _StoredRows(dict(zip(sources, data["rows"], strict=True)), places)
+            rows = dict(zip(sources, data["rows"], strict=True))
         log = []
         for i in range(n):
             step = ExecutionContext(data["phase"], epochs[at + i], batches[at + i])
@@ -265,29 +254,26 @@ def _unpacked_run(
             step.outs = [
                 v[b[first + i] : b[first + i + 1]] for v, b in zip(whole, bounds, strict=True)
             ]
-            step.rows = partial(rows, epochs[at + i])
+            step.rows = partial(_stored_rows, rows, places, epochs[at + i])
             log.append(step)
         logs.append(log)
         first += n
     return logs
 
 
-class _StoredRows:
-    """Stored row numbers of each source, by step and role."""
-
-    def __init__(self, rows: Mapping[Source, Any], places: Mapping[tuple[int, int], int]) -> None:
-        self.rows, self.places = rows, places
-
-    def __call__(self, epoch: int, source: Source, batch: int) -> Mapping[str, IntArray]:
-        step = self.places[(epoch, batch)]
-        parts = {role: _part(joined, step) for role, joined in self.rows[source].items()}
-        return {role: rows.astype(np.int64) for role, rows in parts.items()}
-
-
-def _rows(steps: Sequence[ExecutionContext], source: Source) -> dict[str, Any]:
-    row_numbers = [step.indices(source) for step in steps]
-    joined = {role: _joined([rows[role] for rows in row_numbers]) for role in row_numbers[0]}
-    return {role: {**part, "values": narrow(part["values"])} for role, part in joined.items()}
+def _stored_rows(
+    rows: Mapping[Source, Any],
+    places: Mapping[tuple[int, int], int],
+    epoch: int,
+    source: Source,
+    batch: int,
+) -> Mapping[str, IntArray]:
+    """Return the stored row numbers of a source in one step, by role."""
+    step, numbers = places[(epoch, batch)], {}
+    for role, joined in rows[source].items():
+        start, stop = joined["bounds"][step : step + 2]
+        numbers[role] = joined["values"][start:stop].astype(np.int64)
+    return numbers
 
 
 def narrow(rows: IntArray) -> IntArray:
@@ -307,17 +293,16 @@ def _chained(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     return {"values": values, "bounds": narrow(np.cumsum([0, *sizes], dtype=np.int64))}
 
 
-def _part(joined: Mapping[str, Array], i: int) -> Array:
-    bounds = joined["bounds"]
-    return joined["values"][bounds[i] : bounds[i + 1]]
-
-
 def unpacked_layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
     """Unpack a layout, with its sources in order."""
     ctx = ExperimentContext.get_active()
     ids = {label: ctx.get_node(label=label).node_id for label in data["nodes"]}
     sources = [Source(ids[label], ref) for label, ref, _ in data["sources"]]
-    views = [_unpacked_view(view) for *_, view in data["sources"]]
+    views = []
+    for *_, view in data["sources"]:
+        fs: Any = ctx.get_node(label=view["set"])
+        rows = view["rows"].astype(np.int64)
+        views.append(FeatureSetView(fs, rows, view["columns"], view["label"]))
     backends = data.get("backends") or [data["backend"]] * len(data["outputs"])
     layout = Layout(
         outputs=tuple((ids[label], role) for label, role in data["outputs"]),
@@ -331,16 +316,6 @@ def unpacked_layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
         over_batch=(False,) * len(data["losses"]),
     )
     return layout, sources
-
-
-def _packed_view(view: FeatureSetView) -> dict[str, Any]:
-    fields = {"columns": list(view.columns), "label": view.label}
-    return {"set": view.source.label, "rows": narrow(np.array(view.indices)), **fields}
-
-
-def _unpacked_view(data: Mapping[str, Any]) -> FeatureSetView:
-    fs: Any = ExperimentContext.get_active().get_node(label=data["set"])
-    return FeatureSetView(fs, data["rows"].astype(np.int64), data["columns"], data["label"])
 
 
 def _packed_lineage(lineage: ColumnLineage, sources: list[Source]) -> Any:

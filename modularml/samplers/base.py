@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from modularml._arguments import at_least
+from modularml._arguments import at_least, with_arguments_of
 from modularml._registry import Registry
 from modularml._typing import Array, Columns, IntArray
 from modularml._warning import warn
@@ -101,11 +100,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        signature, base = (inspect.signature(c.__init__) for c in (cls, BaseSampler))
-        named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        if len(named) < len(signature.parameters):
-            rest = [p for name, p in base.parameters.items() if name not in signature.parameters]
-            cls.__init__.__signature__ = signature.replace(parameters=[*named, *rest])  # type: ignore[attr-defined]
+        with_arguments_of(BaseSampler, cls)
 
     def __init__(
         self,

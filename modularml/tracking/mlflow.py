@@ -64,25 +64,9 @@ class MLflowTracker(Tracker):
         tracking_uri: str | Path | None = None,
         *,
         experiment_name: str | None = None,
-        name: str | None = None,
-        parent: str | None = None,
-        artifacts: bool = True,
-        rows: bool = False,
-        timeout: float = 30.0,
-        every_seconds: float = 2.0,
-        label: str | None = None,
-        execution_order: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            name=name,
-            parent=parent,
-            artifacts=artifacts,
-            rows=rows,
-            timeout=timeout,
-            every_seconds=every_seconds,
-            label=label,
-            execution_order=execution_order,
-        )
+        super().__init__(**options)
         self.tracking_uri, self.experiment_name = tracking_uri, experiment_name
 
     @staticmethod
@@ -98,7 +82,9 @@ class MLflowTracker(Tracker):
             folder.mkdir(parents=True, exist_ok=True)
             uri = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
         if str(uri).startswith("http"):
-            _check_reachable(str(uri), self.timeout)
+            parts = urlsplit(str(uri))  # an error at once; MLflow itself would try for minutes
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname or "", port), self.timeout).close()
         client = require("mlflow").MlflowClient(uri)
         if run_id:
             client.update_run(run_id, status="RUNNING")
@@ -112,13 +98,6 @@ class MLflowTracker(Tracker):
             experiment_id = _experiment_id(client, self.experiment_name or experiment, files)
         run = client.create_run(experiment_id, tags=tags, run_name=name)
         return MLflowRun(client, run.info.run_id)
-
-
-def _check_reachable(uri: str, timeout: float) -> None:
-    """Raise an error at once if nothing listens; MLflow itself would try for minutes."""
-    parts = urlsplit(uri)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    socket.create_connection((parts.hostname or "", port), timeout).close()
 
 
 def _experiment_id(client: Any, name: str, files: str | None) -> str:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
-from modularml.results.phase_results import PhaseResults
-
-__all__ = ["Point", "Session", "Store", "phases_in"]
+__all__ = ["Point", "Session", "Store"]
 
 
 class Point(NamedTuple):
@@ -150,7 +148,7 @@ class Session:
 
     def add_all(self, results: Any) -> None:
         """Add what was not sent of the metrics of all phases."""
-        for path, phase in phases_in(results):
+        for path, phase in results.paths():
             by_epoch: dict[int, dict[str, float]] = defaultdict(dict)
             for name in phase.metric_names():
                 for epoch, value in phase._metrics.epoch_values(name).items():
@@ -170,12 +168,3 @@ class Session:
         if self._points:
             points, self._points = self._points, []
             self.submit(lambda store: store.write_points(points))
-
-
-def phases_in(results: Any, prefix: str = "") -> Iterator[tuple[str, PhaseResults]]:
-    """Yield the results of each phase, with its label or ``group/label``."""
-    for label, result in results.items():
-        if isinstance(result, PhaseResults):
-            yield prefix + label, result
-        else:
-            yield from phases_in(result, f"{prefix}{label}/")

@@ -49,26 +49,9 @@ class TensorBoardTracker(Tracker):
     def __init__(
         self,
         folder: str | Path,
-        *,
-        name: str | None = None,
-        parent: str | None = None,
-        artifacts: bool = True,
-        rows: bool = False,
-        timeout: float = 30.0,
-        every_seconds: float = 2.0,
-        label: str | None = None,
-        execution_order: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            name=name,
-            parent=parent,
-            artifacts=artifacts,
-            rows=rows,
-            timeout=timeout,
-            every_seconds=every_seconds,
-            label=label,
-            execution_order=execution_order,
-        )
+        super().__init__(**options)
         self.folder = folder
 
     def open_store(self, name: str, run_id: str, experiment: str) -> TensorBoardRun:

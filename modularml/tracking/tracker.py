@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from modularml._arguments import at_least
+from modularml._arguments import at_least, with_arguments_of
 from modularml._optional import has, require
 from modularml._warning import warn
 from modularml.engine.callback import ExperimentCallback
@@ -93,6 +93,10 @@ class Tracker(ExperimentCallback):
     may_be_empty = frozenset({"parent"})
     package: ClassVar[str]
     """Module that writes to the store."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        with_arguments_of(Tracker, cls)
 
     def __init__(
         self,
@@ -177,7 +181,9 @@ class Tracker(ExperimentCallback):
 
     @_harmless
     def _begin_variants(self, *, experiment: Any, label: str, resume: bool) -> None:
-        note = self._note(experiment, label)
+        note = experiment._checkpoint_dir  # the file that holds the id of the run of all variants
+        if note is not None:
+            note /= f"{label}.{self.label}.run-id".replace("/", "_")
         run_id = note.read_text("utf-8") if resume and note is not None and note.exists() else ""
         self.parent = self._own_parent
         try:
@@ -230,7 +236,13 @@ class Tracker(ExperimentCallback):
         self.run_id_ = session.store.run_id
         _failed.discard(self.run_id_)
         if not run_id:
-            params = _params_of(experiment)
+            trackers = [c.label for c in experiment.exp_callbacks if isinstance(c, Tracker)]
+            own = tuple(f"callbacks.{label}" for label in trackers)
+            params = {
+                name: value
+                for name, value in config_by_path(config_of(experiment)).items()
+                if value not in ("", None) and not name.startswith(own)
+            }
             session.submit(lambda store: store.write_params(params))
 
     def _end(self, session: Session, status: str, experiment: Any, run: Any = None) -> None:
@@ -267,7 +279,11 @@ class Tracker(ExperimentCallback):
 
     def _files(self, folder: Path, experiment: Any, run: Any) -> list[Path]:
         """Write the files of a run to a folder; those of variants belong to their runs."""
-        writers: dict[str, Any] = {"audit.txt": partial(_write_audit, experiment)}
+        writers: dict[str, Any] = {}
+        if reports := experiment._audit.reports.values():
+            writers["audit.txt"] = lambda path: path.write_text(
+                "\n\n".join(map(repr, reports)) + "\n", "utf-8"
+            )
         if experiment.model_graph is not None:
             writers["graph.svg"] = lambda path: experiment.model_graph.visualize().save(path)
         if run is not None and run.status == "completed":
@@ -284,27 +300,9 @@ class Tracker(ExperimentCallback):
             warn(f"{self.label} logs no {', no '.join(problems)}", TrackingWarning)
         return sorted(folder.iterdir())
 
-    def _note(self, experiment: Any, label: str) -> Path | None:
-        """Return the file that holds the id of the run of all variants, if there is a folder."""
-        folder = experiment._checkpoint_dir
-        return None if folder is None else folder / f"{label}.{self.label}.run-id".replace("/", "_")
-
 
 _failed: set[str | None] = set()
 """Ids and groups of runs that could not be logged: other runs below them are not tried."""
-
-
-def _write_audit(experiment: Any, path: Path) -> None:
-    if reports := experiment._audit.reports.values():
-        path.write_text("\n\n".join(repr(report) for report in reports) + "\n", "utf-8")
-
-
-def _params_of(experiment: Any) -> dict[str, Any]:
-    """Return the settings of an experiment by path, without those of trackers."""
-    trackers = [c.label for c in experiment.exp_callbacks if isinstance(c, Tracker)]
-    own = tuple(f"callbacks.{label}" for label in trackers)
-    config = config_by_path(config_of(experiment)).items()
-    return {k: v for k, v in config if v not in ("", None) and not k.startswith(own or ("\n",))}
 
 
 def shown(value: Any, length: int) -> str:

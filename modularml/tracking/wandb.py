@@ -55,25 +55,9 @@ class WandbTracker(Tracker):
         *,
         folder: str | Path = ".",
         mode: Literal["offline", "online"] = "offline",
-        name: str | None = None,
-        parent: str | None = None,
-        artifacts: bool = True,
-        rows: bool = False,
-        timeout: float = 30.0,
-        every_seconds: float = 2.0,
-        label: str | None = None,
-        execution_order: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            name=name,
-            parent=parent,
-            artifacts=artifacts,
-            rows=rows,
-            timeout=timeout,
-            every_seconds=every_seconds,
-            label=label,
-            execution_order=execution_order,
-        )
+        super().__init__(**options)
         self.project, self.folder, self.mode = project, folder, mode
 
     def open_store(self, name: str, run_id: str, experiment: str) -> WandbRun:

@@ -75,7 +75,7 @@ class TestLivePlot:
             shown.append(figure)
             return Handle
 
-        monkeypatch.setattr("modularml.callbacks.live_plot.in_notebook", lambda: True)
+        monkeypatch.setattr("modularml.callbacks.loggers.in_notebook", lambda: True)
         monkeypatch.setattr(IPython.display, "display", display)
         run(LivePlot(["train_loss"], every_n_epochs=2, min_seconds=0))
         assert len(shown) == 1

@@ -9,7 +9,7 @@ import pickle
 import pytest
 
 import modularml as mm
-from modularml.callbacks import Callback, MaxTime, max_time
+from modularml.callbacks import Callback, MaxTime, stopping
 from modularml.errors import ConfigError
 from tests.worlds import (
     QUIET,
@@ -45,7 +45,7 @@ class Clock(Callback):
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     Clock.now = 100.0
-    monkeypatch.setattr(max_time, "monotonic", lambda: Clock.now)
+    monkeypatch.setattr(stopping, "monotonic", lambda: Clock.now)
 
 
 def phase_of(budget, n_epochs=9, fails_at=-1, **kwargs):

@@ -16,8 +16,8 @@ from modularml.errors import MMLError
 from modularml.experiment.history import _made_result, _unpacked_result, packed_result
 from modularml.models.torch import SequentialMLP
 from modularml.results import stored_steps
-from modularml.results.callback_results import ArtifactResult, CallbackResult, MetricResult
 from modularml.results.callback_table import packed_callbacks, unpacked_callbacks
+from modularml.results.metric_store import ArtifactResult, CallbackResult, MetricResult
 from modularml.results.phase_results import PhaseResults
 from tests.worlds import QUIET, arrays, experiment, featureset, mlp, mse
 

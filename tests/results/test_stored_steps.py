@@ -11,13 +11,8 @@ pytest.importorskip("torch")
 
 import modularml as mml
 from modularml.models.torch import SequentialMLP
-from modularml.results.step_log import EpochSteps
-from modularml.results.stored_steps import (
-    _common_fields,
-    _packed_epoch,
-    packed_steps,
-    unpacked_steps,
-)
+from modularml.results.step_log import EpochSteps, StepLog
+from modularml.results.stored_steps import packed_steps, unpacked_steps
 
 N = 50
 
@@ -65,11 +60,11 @@ def test_an_epoch_is_packed_as_its_steps_are(weighted, shuffle):
     assert len(parts) == 2
     for part in parts:
         assert hasattr(part.rows, "joined")
-        found = _packed_epoch(part, {})
-        wanted = _common_fields(list(part))
-        outputs = found.pop("outputs")
-        assert_same_tree(found, wanted)
-        assert [len(out["bounds"]) for out in outputs] == [len(part) + 1]
+        log = StepLog()
+        log.parts.append(part)
+        found = packed_steps(log)
+        assert_same_tree(found, packed_steps(list(part)))
+        assert [len(out["bounds"]) for out in found["outputs"]] == [len(part) + 1]
     with own.ctx.activate():
         for step, again in zip(steps, unpacked_steps(packed_steps(steps)), strict=True):
             assert len(step.outs) == len(again.outs)

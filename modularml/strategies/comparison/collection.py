@@ -14,8 +14,8 @@ from modularml._warning import warn
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.experiment import TrainResults
 from modularml.experiment.run import ExperimentRun
-from modularml.results.replicates import Reduce, check_reduce
 from modularml.results.scores import Meaning, Metrics
+from modularml.results.scoring import Reduce, check_reduce
 from modularml.strategies.comparison.members import (
     FoldScores,
     Loaded,

@@ -14,8 +14,8 @@ from modularml._typing import Array, IntArray
 from modularml.data.schema import RAW
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, ExecutionError, expect
-from modularml.results.replicates import Reduce, check_reduce
 from modularml.results.scores import axis_of_score, find_scores, name_of_score
+from modularml.results.scoring import Reduce, check_reduce
 from modularml.splitters.base import key_list
 from modularml.splitters.dealing import factorise, stratify
 from modularml.strategies.folds.cross_validation import CrossValidation

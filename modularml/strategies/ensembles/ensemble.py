@@ -15,9 +15,9 @@ from modularml.experiment import Experiment, PhaseGroup
 from modularml.io.randomness import derived_seed
 from modularml.phases.phase import ExperimentPhase
 from modularml.results.intervals import Method
-from modularml.results.replicates import Reduce
+from modularml.results.plots import ScoreTable
 from modularml.results.scores import Meaning, Metrics
-from modularml.results.tables import ScoreTable
+from modularml.results.scoring import Reduce
 from modularml.strategies.ensembles.files import EnsembleFiles, make_bootstraps
 from modularml.strategies.folds.cross_validation import checked_bindings
 from modularml.strategies.folds.cv_binding import (

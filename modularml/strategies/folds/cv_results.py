@@ -23,11 +23,10 @@ from modularml.experiment import (
 from modularml.graph.node import GraphNode
 from modularml.graph.outputs import unscale_outputs
 from modularml.results.eval_results import by_column, output_labels
-from modularml.results.padding import blanked, target_steps
 from modularml.results.phase_results import PhaseResults
 from modularml.results.plots import ComparedRows, plot_rows
-from modularml.results.replicates import Reduce
 from modularml.results.scores import Score, default_score
+from modularml.results.scoring import Reduce, blanked, target_steps
 from modularml.results.series import AxisSeries
 from modularml.splitters.base import key_list
 from modularml.strategies.folds.cv_binding import CVBinding

@@ -38,10 +38,9 @@ from modularml.results.intervals import (
     quantile_conformal,
     residuals_of,
 )
-from modularml.results.plots import ComparedRows
-from modularml.results.replicates import Reduce, check_reduce
+from modularml.results.plots import ComparedRows, ScoreTable
 from modularml.results.scores import Meaning, Metrics, find_scores
-from modularml.results.tables import ScoreTable
+from modularml.results.scoring import Reduce, check_reduce
 from modularml.strategies.predictors.member_predictions import (
     HeldOut,
     NodePredictions,

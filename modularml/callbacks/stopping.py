@@ -1,14 +1,18 @@
-"""Early stopping."""
+"""Stopping early, or after a time."""
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, ClassVar, Literal
 
 from modularml._warning import warn
 from modularml.data.execution import ExecutionContext
-from modularml.engine.callback import Callback, CallbackResult, callback_registry
+from modularml.engine.callback import Callback, CallbackResult, PayloadResult, callback_registry
+from modularml.engine.loop import EpochOverError
 from modularml.engine.monitoring import check_logged, direction
 from modularml.errors import ConfigError, MetricNotLoggedError
 from modularml.loops.stages import Patience
@@ -16,7 +20,8 @@ from modularml.results.recording import ResultRecording
 from modularml.results.step_log import StepLog
 from modularml.results.stored_steps import packed_steps, unpacked_steps
 
-__all__ = ["EarlyStopping", "EarlyStoppingResult"]
+__all__ = ["EarlyStopping", "EarlyStoppingResult", "MaxTime"]
+
 
 _PATIENCE_STATE = ("mode", "best", "best_epoch", "waited")
 
@@ -85,8 +90,6 @@ class EarlyStopping(Callback):
         super().__init__(label, execution_order)
         self._monitor, self.mode, self.patience = monitor, mode, patience
         self.min_delta, self.reducer, self._restore_best = float(min_delta), reducer, restore_best
-        self._best_state: Any = None
-        self._best_steps = StepLog()
         self._stopped: int | None = None
         self._reset()
 
@@ -123,7 +126,17 @@ class EarlyStopping(Callback):
     def check_ready(self, experiment: Any, phase: Any = None) -> None:
         """Refuse a metric that is not logged before this callback runs."""
         check_logged(self._monitor, phase, "EarlyStopping")
-        self._check_mode(phase)
+        greater = direction(self._monitor, phase.callbacks)
+        if greater is not None and greater is not (self.mode == "max"):
+            better, other = ("greater", "max") if greater else ("lower", "min")
+            consequence = "so mode='max' is used" if greater else "and mode='max' is used as given"
+            warn(
+                f"EarlyStopping has mode={self.mode!r}, but {self._monitor!r} is better when it is "
+                f"{better}, {consequence}; pass mode={other!r}",
+                UserWarning,
+            )
+            if greater:
+                self._patience.mode = "max"
         ordered = sorted(phase.callbacks, key=lambda c: c.execution_order)
         loggers = [c for c in ordered if self._monitor in getattr(c, "logs", ())]
         if loggers and ordered.index(loggers[0]) > ordered.index(self):
@@ -140,7 +153,8 @@ class EarlyStopping(Callback):
         try:
             value = results._metrics.epoch_value(self._monitor, epoch, self.reducer)
         except MetricNotLoggedError:
-            if self._will_be_logged(phase, results):
+            logged = [name for c in phase.callbacks for name in getattr(c, "logs", [])]
+            if self._monitor in [*logged, *results.metric_names()]:  # in other epochs
                 return None
             raise
         if math.isnan(value):
@@ -149,7 +163,10 @@ class EarlyStopping(Callback):
                 "for NaN in the columns (fs.summary())",
             )
         if self._patience.update(value, epoch):
-            self._save_best(phase, results)
+            if self._restore_best:
+                self._best_state = phase.graph().get_state()
+                if phase.recording is ResultRecording.LAST:
+                    self._best_steps = results._execution
         elif self._patience.is_spent:
             self._stopped = epoch
             phase.request_stop()
@@ -195,31 +212,126 @@ class EarlyStopping(Callback):
         self._patience = Patience(self.mode, self.patience, self.min_delta)
         self._stopped, self._best_state, self._best_steps = None, None, StepLog()
 
-    def _save_best(self, phase: Any, results: Any) -> None:
-        if self._restore_best:
-            self._best_state = phase.graph().get_state()
-            if phase.recording is ResultRecording.LAST:
-                self._best_steps = results._execution
-
-    def _check_mode(self, phase: Any) -> None:
-        """Warn of a mode that contradicts the metric; correct the default mode."""
-        greater = direction(self._monitor, phase.callbacks)
-        if greater is None or greater is (self.mode == "max"):
-            return
-        better, other = ("greater", "max") if greater else ("lower", "min")
-        consequence = "so mode='max' is used" if greater else "and mode='max' is used as given"
-        warn(
-            f"EarlyStopping has mode={self.mode!r}, but {self._monitor!r} is better when it is "
-            f"{better}, {consequence}; pass mode={other!r}",
-            UserWarning,
-        )
-        if greater:
-            self._patience.mode = "max"
-
-    def _will_be_logged(self, phase: Any, results: Any) -> bool:
-        """Return whether the metric is logged in other epochs."""
-        declared = [name for c in phase.callbacks for name in getattr(c, "logs", [])]
-        return self._monitor in declared or self._monitor in results.metric_names()
-
 
 callback_registry.register("EarlyStopping", EarlyStopping)
+
+
+_UNITS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "min": 60.0, "s": 1.0, "": 1.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s|)")
+
+logger = logging.getLogger(__name__)
+
+
+class MaxTime(Callback):
+    """Stop a phase after a time.
+
+    The time of a run that was stopped and resumed counts, but not the time between.
+
+    Parameters
+    ----------
+    budget : float or str
+        In seconds, or with units: ``"90s"``, ``"30min"``, ``"2h"``, ``"1h30m"``, ``"2d"``.
+    every : {'epoch', 'batch'}
+        When the time is looked at: at the end of each epoch, or of each update of the weights,
+        which ends the epoch there.
+    label : str, optional
+    execution_order : int
+
+    Raises
+    ------
+    ConfigError
+        If the budget is not a positive time.
+
+    Notes
+    -----
+    Folds and other variants with this callback are not trained as one, as each has its own time.
+
+    Examples
+    --------
+    >>> MaxTime("1h30m").seconds
+    5400.0
+    """
+
+    logs: tuple[str, ...] = ()
+    changes_weights = False
+    measures_time = True
+
+    def __init__(
+        self,
+        budget: float | str,
+        *,
+        every: Literal["epoch", "batch"] = "epoch",
+        label: str | None = None,
+        execution_order: int = 0,
+    ) -> None:
+        super().__init__(label, execution_order)
+        self.budget, self.every = budget, every
+        if isinstance(budget, str):
+            parts = _PART.findall(budget.strip())
+            is_whole = "".join(budget.split()) == "".join(n + unit for n, unit in parts)
+            bare = len(parts) > 1 and any(not unit for _, unit in parts)
+            seconds = sum(float(n) * _UNITS[u] for n, u in parts) if is_whole and not bare else 0.0
+        else:
+            seconds = float(budget)
+        if not 0 < seconds < float("inf"):
+            raise ConfigError(
+                "budget must be a positive time: seconds, or a text such as '90s', '30min', '2h', "
+                f"'1h30m' or '2d', got {budget!r}"
+            )
+        self.seconds = seconds
+        self._before, self._started = 0.0, monotonic()
+        self._stopped: int | None = None
+        self.unused_hooks = () if every == "batch" else ("on_batch_end",)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the phase started, without those between a stop and its resumption."""
+        return self._before + monotonic() - self._started
+
+    @property
+    def stopped_epoch(self) -> int | None:
+        """The epoch (0-based) in which the phase was stopped; None if it was not."""
+        return self._stopped
+
+    def on_phase_start(self, **facts: Any) -> None:
+        """Start the clock."""
+        self._before, self._started, self._stopped = 0.0, monotonic(), None
+
+    def on_epoch_end(self, *, phase: Any, exec_ctx: ExecutionContext, **facts: Any) -> None:
+        """Stop the phase if the time is over."""
+        if self._stopped is None and self._is_over(phase):
+            self._stop(phase, exec_ctx.epoch_idx)
+
+    def on_batch_end(self, *, phase: Any, exec_ctx: ExecutionContext, **facts: Any) -> None:
+        """End the epoch, and stop the phase, if the time is over."""
+        if phase.has_no_pending_gradients and self._is_over(phase):
+            self._stop(phase, exec_ctx.epoch_idx)
+            raise EpochOverError
+
+    def on_phase_end(self, **facts: Any) -> PayloadResult | None:
+        """Return the epoch in which the time was over."""
+        if self._stopped is None:
+            return None
+        return PayloadResult(payload={"stopped_epoch": self._stopped, "budget": self.seconds})
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the seconds so far, and the epoch in which they were over."""
+        return {"elapsed": self.elapsed, "stopped": self._stopped}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore a state from `get_state`; the clock goes on from there."""
+        self._before, self._started = state["elapsed"], monotonic()
+        self._stopped = state["stopped"]
+
+    def _is_over(self, phase: Any) -> bool:
+        processes = phase.position.feed.processes
+        elapsed = [self.elapsed] if processes is None else processes.gather(self.elapsed)
+        return max(elapsed) >= self.seconds
+
+    def _stop(self, phase: Any, epoch: int) -> None:
+        self._stopped = epoch
+        logger.info("phase %r stops in epoch %d: %s is over", phase.label, epoch, self.budget)
+        phase.request_stop()
+
+
+callback_registry.register("MaxTime", MaxTime)

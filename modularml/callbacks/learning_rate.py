@@ -1,26 +1,26 @@
-"""Search for a learning rate: losses while it rises."""
+"""Learning rates: a search for one, and logging."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from modularml._arguments import at_least
 from modularml._typing import Array
 from modularml.backends import adapter_for
 from modularml.config import Configurable
+from modularml.engine.callback import Callback, MetricResult, callback_registry
 from modularml.errors import ConfigError, NonFiniteLossError, expect
 from modularml.phases.train_eval import TrainPhase
 from modularml.viz.curves import series
 
-if TYPE_CHECKING:
-    import pandas as pd
+__all__ = ["LearningRateFinder", "LearningRateMonitor", "LearningRates"]
 
-__all__ = ["LearningRateFinder", "LearningRates"]
 
 _FEWEST = 10
 """Rates before a divergence counts, and without which there is no suggestion."""
@@ -55,8 +55,6 @@ class LearningRates:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per rate."""
-        import pandas as pd  # noqa: PLC0415 - rarely needed
-
         return pd.DataFrame(vars(self))
 
     def plot(self, *, path: Any = None) -> Any:
@@ -150,25 +148,25 @@ class LearningRateFinder(Configurable):
             If nothing that the phase trains has an optimizer with a rate.
         """
         expect("phase", phase, TrainPhase, "a TrainPhase")
-        found: LearningRates = experiment._previewed([phase], {}, lambda r: self._find(r, phase))
-        return found
 
-    def _find(self, runner: Any, phase: TrainPhase) -> LearningRates:
-        graph, means = phase.graph(), list[float]()
-        runner._seed_samplers(phase)
-        with graph.frozen_within(phase.freeze or ()):
-            feed = phase.feed()
-            optimizers = graph.moving_optimizers(phase.active_nodes)
-            with _without_schedules(optimizers):
-                feed.refresh()
-                rates = np.geomspace(self.lowest, self.highest, self.n_steps)
-                for loss in _losses(feed, phase, optimizers, rates):
-                    means.append(loss)
-                    smooth = self._smoothed(means)
-                    if len(means) > _FEWEST and smooth[-1] > self.stop_factor * smooth.min():
-                        break
-        losses = np.array(means)
-        return LearningRates(rates[: len(means)], losses, self._smoothed(means))
+        def search(runner: Any) -> LearningRates:
+            graph, means = phase.graph(), list[float]()
+            runner._seed_samplers(phase)
+            with graph.frozen_within(phase.freeze or ()):
+                feed = phase.feed()
+                optimizers = graph.moving_optimizers(phase.active_nodes)
+                with _without_schedules(optimizers):
+                    feed.refresh()
+                    rates = np.geomspace(self.lowest, self.highest, self.n_steps)
+                    for loss in _losses(feed, phase, optimizers, rates):
+                        means.append(loss)
+                        smooth = self._smoothed(means)
+                        if len(means) > _FEWEST and smooth[-1] > self.stop_factor * smooth.min():
+                            break
+            return LearningRates(rates[: len(means)], np.array(means), self._smoothed(means))
+
+        found: LearningRates = experiment._previewed([phase], {}, search)
+        return found
 
     def _smoothed(self, losses: list[float]) -> Array:
         mean, values = 0.0, []
@@ -222,3 +220,62 @@ def _without_schedules(optimizers: list[Any]) -> Iterator[None]:
     finally:
         for optimizer, scheduler in zip(optimizers, before, strict=True):
             optimizer.scheduler = scheduler
+
+
+class LearningRateMonitor(Callback):
+    """Log the learning rates of each epoch or batch.
+
+    The metric is named ``lr``; with several optimizers or parameter groups, the node's label and
+    the group's name are appended: ``lr_encoder``.
+
+    Parameters
+    ----------
+    every : {'epoch', 'batch'}
+    label, execution_order
+        See `Callback`.
+
+    Examples
+    --------
+    >>> LearningRateMonitor(every="batch").every
+    'batch'
+    """
+
+    changes_weights = False
+
+    def __init__(
+        self,
+        *,
+        every: Literal["epoch", "batch"] = "epoch",
+        label: str | None = None,
+        execution_order: int = 0,
+    ) -> None:
+        super().__init__(label, execution_order)
+        self.every = every
+
+    def on_epoch_start(self, *, phase: Any, **facts: Any) -> list[MetricResult] | None:
+        """Log the rates of an epoch."""
+        return self._rates(phase) if self.every == "epoch" else None
+
+    def on_batch_start(self, *, phase: Any, **facts: Any) -> list[MetricResult] | None:
+        """Log the rates of a batch."""
+        return self._rates(phase) if self.every == "batch" else None
+
+    def _rates(self, phase: Any) -> list[MetricResult]:
+        graph = phase.graph()
+        nodes = [n for n in graph.nodes.values() if getattr(n, "optimizer", None) is not None]
+        optimizers = {"" if len(nodes) == 1 else n.label: n.optimizer for n in nodes}
+        if graph.optimizer is not None:
+            optimizers = {"": graph.optimizer}
+        moving = graph.moving_optimizers(phase.active_nodes)
+        results: list[MetricResult] = []
+        for label, optimizer in optimizers.items():
+            if optimizer.is_built and any(o is optimizer for o in moving):
+                rates = optimizer.learning_rates
+                names = {g: "" if len(rates) == 1 else g for g in rates}
+                for group, rate in rates.items():
+                    parts = ("lr", label, names[group])
+                    results.append(MetricResult("_".join(filter(None, parts)), rate))
+        return results
+
+
+callback_registry.register("LearningRateMonitor", LearningRateMonitor)

@@ -1,9 +1,10 @@
-"""Averages of weights over training: EMA and SWA."""
+"""Averages of weights over training, and unfreezing of nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import groupby
+from numbers import Integral
 from typing import Any, Literal
 
 from modularml.backends import adapter_for
@@ -14,7 +15,8 @@ from modularml.errors import BackendNotSupportedError, ConfigError
 from modularml.graph.model_node import ModelNode
 from modularml.io.randomness import unchanged_randomness
 
-__all__ = ["EMA", "SWA"]
+__all__ = ["EMA", "SWA", "ProgressiveUnfreezing"]
+
 
 Named = dict[str, tuple[Any, Any]]
 """Adapter and parameter by name: ``node.layer.weight``."""
@@ -26,6 +28,8 @@ class _WeightAverage(Callback):
     logs: tuple[str, ...] = ()
     changes_weights = False  # in the hooks of batches
     every: str
+    decay: float | None = None
+    """Share of the average that is left after an update; None for equal weights."""
 
     def __init__(
         self, start: float, label: str | None = None, execution_order: int = -1_000
@@ -98,8 +102,23 @@ class _WeightAverage(Callback):
         """Replace the weights by their averages, for evaluations and checkpoints."""
         if self._is_due(phase, exec_ctx.epoch_idx, "epoch"):
             self._update(phase)
-        if self._averages:
-            self._replace(phase, exec_ctx.epoch_idx)
+        if not self._averages:
+            return
+        named = self._named or _parameters(phase)
+        named = {name: named[name] for name in named if name in self._averages}
+        nodes = _trained_nodes(phase.graph(), phase)
+        statistics = _statistics(nodes)
+        self._trained = {}
+        for adapter, names in _by_adapter({**named, **statistics}):
+            tensors = [{**named, **statistics}[n][1] for n in names]
+            self._trained |= dict(zip(names, adapter.copies(tensors), strict=True))
+        _assign(named, self._averages)
+        if statistics:  # of batch normalization, estimated on the batches of the epoch
+            feed, normalized = phase.position.feed, [n for n in nodes if _statistics([n])]
+            adapter = adapter_for(normalized[0].backend)
+            models = [node.model.module for node in normalized]
+            with unchanged_randomness(), feed.plan.modes(), adapter.estimating(models):
+                feed.run(exec_ctx.epoch_idx, feed.plan.eval_step())
 
     def on_phase_end(self, *, phase: Any, **facts: Any) -> None:
         """Keep the averages as the weights."""
@@ -126,10 +145,6 @@ class _WeightAverage(Callback):
 
     # -- internals ----------------------------------------------------------------------------
 
-    def _weight(self) -> float:
-        """Return the weight of the next values in the average."""
-        raise NotImplementedError
-
     def _is_due(self, phase: Any, epoch: int, moment: str) -> bool:
         start = self.start if self.start >= 1 else int(self.start * phase.n_epochs)
         return self.every == moment and epoch >= start
@@ -146,22 +161,10 @@ class _WeightAverage(Callback):
             if self._is_restored:  # arrays, of a checkpoint
                 values = adapter.like(tensors, [self._averages[n] for n in old])
                 self._averages |= dict(zip(old, values, strict=True))
-            adapter.approach([self._averages[n] for n in old], tensors, self._weight())
+            share = 1 / (self.n_averaged + 1) if self.decay is None else 1 - self.decay
+            adapter.approach([self._averages[n] for n in old], tensors, share)
         self.n_averaged += 1
         self._is_restored = False
-
-    def _replace(self, phase: Any, epoch: int) -> None:
-        named = self._named or _parameters(phase)
-        named = {name: named[name] for name in named if name in self._averages}
-        nodes = _trained_nodes(phase.graph(), phase)
-        statistics = _statistics(nodes)
-        self._trained = {}
-        for adapter, names in _by_adapter({**named, **statistics}):
-            tensors = [{**named, **statistics}[n][1] for n in names]
-            self._trained |= dict(zip(names, adapter.copies(tensors), strict=True))
-        _assign(named, self._averages)
-        if statistics:
-            _estimate(phase, epoch, [n for n in nodes if _statistics([n])])
 
     def _put_back(self, phase: Any) -> None:
         if self._trained:
@@ -222,26 +225,12 @@ class EMA(_WeightAverage):
             raise ConfigError(f"decay must be between 0 and 1, got {decay!r}")
         super().__init__(start, label, execution_order)
         self.decay, self.every = decay, every
-        if every == "batch":
-            self.on_batch_end = self._end_batch  # type: ignore[method-assign]
+        self.unused_hooks = () if every == "batch" else ("on_batch_end",)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Omit the bound hook, which would belong to the original."""
-        return {k: v for k, v in super().__getstate__().items() if k != "on_batch_end"}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Bind the hook again."""
-        vars(self).update(state)
-        if self.every == "batch":
-            self.on_batch_end = self._end_batch  # type: ignore[method-assign]
-
-    def _end_batch(self, *, phase: Any, exec_ctx: ExecutionContext, **facts: Any) -> None:
+    def on_batch_end(self, *, phase: Any, exec_ctx: ExecutionContext, **facts: Any) -> None:
         """Average the weights after an update."""
         if self._is_due(phase, exec_ctx.epoch_idx, "batch") and phase.has_no_pending_gradients:
             self._update(phase)
-
-    def _weight(self) -> float:
-        return 1 - self.decay
 
 
 class SWA(_WeightAverage):
@@ -277,9 +266,6 @@ class SWA(_WeightAverage):
     ) -> None:
         super().__init__(start, label, execution_order)
 
-    def _weight(self) -> float:
-        return 1 / (self.n_averaged + 1)
-
 
 def _trained_nodes(graph: Any, phase: Any) -> list[ModelNode]:
     nodes = [n for n in graph._running(phase.active_nodes) if isinstance(n, ModelNode)]
@@ -307,14 +293,6 @@ def _statistics(nodes: list[ModelNode]) -> Named:
     }
 
 
-def _estimate(phase: Any, epoch: int, nodes: list[ModelNode]) -> None:
-    """Estimate the statistics of batch normalization, on the batches of an epoch."""
-    feed, adapter = phase.position.feed, adapter_for(nodes[0].backend)
-    models = [node.model.module for node in nodes]
-    with unchanged_randomness(), feed.plan.modes(), adapter.estimating(models):
-        feed.run(epoch, feed.plan.eval_step())
-
-
 def _by_adapter(named: Named) -> Iterator[tuple[Any, list[str]]]:
     for adapter, items in groupby(named.items(), key=lambda item: item[1][0]):
         yield adapter, [name for name, _ in items]
@@ -335,3 +313,76 @@ def _arrays(values: Mapping[str, Any]) -> dict[str, Any]:
 
 for _cls in (EMA, SWA):
     callback_registry.register(_cls.__name__, _cls)
+
+
+class ProgressiveUnfreezing(Callback):
+    """Freeze nodes at first and unfreeze them at given epochs.
+
+    Parameters
+    ----------
+    at : dict of int to str, node, or list of them
+        Nodes by the epoch (0-based) from which they are trained: ``{3: "encoder"}``. They are
+        frozen when the phase starts, except those of epoch 0. Other nodes are not changed.
+    label, execution_order
+        See `Callback`.
+
+    Raises
+    ------
+    ConfigError
+        If an epoch is not an int of at least 0, or a node is named twice.
+
+    Examples
+    --------
+    >>> ProgressiveUnfreezing({3: "encoder", 6: "stem"}).at
+    {3: ['encoder'], 6: ['stem']}
+    """
+
+    def __init__(
+        self, at: Mapping[int, Any], *, label: str | None = None, execution_order: int = 0
+    ) -> None:
+        super().__init__(label, execution_order)
+        if not isinstance(at, Mapping) or not at:
+            raise ConfigError(f"at must map epochs to nodes, got {at!r}")
+        if bad := [e for e in at if not isinstance(e, Integral) or isinstance(e, bool) or e < 0]:
+            raise ConfigError(
+                f"epochs must be ints of at least 0, got {bad[0]!r}; at maps epochs to nodes, as "
+                "in {3: 'encoder'}"
+            )
+        self.at: dict[int, list[str]] = {}
+        for epoch, nodes in at.items():
+            listed = nodes if isinstance(nodes, list | tuple) else [nodes]
+            self.at[epoch] = [node if isinstance(node, str) else node.label for node in listed]
+        named = [name for names in self.at.values() for name in names]
+        if twice := {name for name in named if named.count(name) > 1}:
+            raise ConfigError(f"each node needs one epoch, got several epochs for {sorted(twice)}")
+
+    def check_ready(self, experiment: Any, phase: Any = None) -> None:
+        """Refuse nodes that the phase itself freezes."""
+        names = {name for names in self.at.values() for name in names}
+        if both := names & set(getattr(phase, "freeze", None) or ()):
+            raise ConfigError(
+                f"phase {phase.label!r} freezes {sorted(both)} to its end, and {self.label!r} "
+                "would unfreeze them; omit them in freeze="
+            )
+
+    def on_phase_start(self, *, phase: Any, **facts: Any) -> None:
+        """Freeze the nodes, except those of epoch 0.
+
+        Raises
+        ------
+        UnknownNameError
+            If a node is not in the graph; nothing is frozen then.
+        """
+        graph = phase.graph()
+        nodes = [graph.get_node(name) for names in self.at.values() for name in names]
+        graph.freeze(nodes)
+        if 0 in self.at:
+            graph.unfreeze(self.at[0])
+
+    def on_epoch_start(self, *, phase: Any, exec_ctx: Any, **facts: Any) -> None:
+        """Unfreeze the nodes of this epoch."""
+        if names := self.at.get(exec_ctx.epoch_idx):
+            phase.graph().unfreeze(names)
+
+
+callback_registry.register("ProgressiveUnfreezing", ProgressiveUnfreezing)
