@@ -1,15 +1,15 @@
 """Callbacks of phases and experiments."""
 
 from modularml.callbacks.attached import Attached
-from modularml.callbacks.evaluation import Evaluation, MetricCallback
-from modularml.callbacks.evaluation_metrics import (
+from modularml.callbacks.evaluations import (
     EvalLossMetric,
+    Evaluation,
     EvaluationCallbackResult,
     EvaluationMetric,
     ScoreMetric,
 )
 from modularml.callbacks.learning_rate import LearningRateFinder, LearningRateMonitor, LearningRates
-from modularml.callbacks.loggers import CSVLogger, GradientNorms, LivePlot
+from modularml.callbacks.loggers import CSVLogger, GradientNorms, LivePlot, MetricCallback
 from modularml.callbacks.stopping import EarlyStopping, EarlyStoppingResult, MaxTime
 from modularml.callbacks.weights import EMA, SWA, ProgressiveUnfreezing
 from modularml.engine.callback import (

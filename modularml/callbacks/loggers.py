@@ -1,9 +1,10 @@
-"""Logging callbacks: CSV files, live plots and gradient norms."""
+"""Logging callbacks: CSV files, live plots, gradient norms and metrics of your own."""
 
 from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from modularml.io.names import folder_at
 from modularml.progress import in_notebook, print_line
 from modularml.viz.curves import series
 
-__all__ = ["CSVLogger", "GradientNorms", "LivePlot"]
+__all__ = ["CSVLogger", "GradientNorms", "LivePlot", "MetricCallback"]
 
 
 class CSVLogger(Callback):
@@ -334,3 +335,53 @@ class GradientNorms(Callback):
 
 
 callback_registry.register("GradientNorms", GradientNorms)
+
+
+class MetricCallback(Callback):
+    """Log a metric computed by a function at the end of each epoch.
+
+    Parameters
+    ----------
+    name : str
+    fn : callable
+        Takes ``experiment``, ``phase``, ``exec_ctx`` and ``results`` by keyword and returns a
+        number, or None to log no value. It may have an attribute ``greater_is_better``.
+    label : str, optional
+    execution_order : int
+
+    Examples
+    --------
+    >>> def n_batches(**facts):
+    ...     return 1.0
+    >>> MetricCallback("n_batches", n_batches).name
+    'n_batches'
+    """
+
+    def __init__(
+        self,
+        name: str,
+        fn: Callable[..., float | None],
+        *,
+        label: str | None = None,
+        execution_order: int = 0,
+    ) -> None:
+        super().__init__(label or name, execution_order)
+        self.name, self.fn = name, fn
+
+    @property
+    def logs(self) -> list[str]:
+        """Names of the metrics that this callback logs."""
+        return [self.name]
+
+    def direction_of(self, name: str) -> bool | None:
+        """Return whether greater values are better, if the function has it."""
+        known: bool | None = getattr(self.fn, "greater_is_better", None)
+        return known
+
+    def on_epoch_end(self, **facts: Any) -> MetricResult | None:
+        """Compute and log the metric."""
+        value = self.fn(**facts)
+        return None if value is None else MetricResult(self.name, float(value))
+
+
+callback_registry.register("MetricCallback", MetricCallback)

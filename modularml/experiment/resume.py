@@ -86,6 +86,7 @@ def _with_former_modules(text: str) -> str:
 _MOVED = {
     "modularml.callbacks.csv_logger": ("CSVLogger",),
     "modularml.callbacks.early_stopping": ("EarlyStopping",),
+    "modularml.callbacks.evaluation": ("Evaluation", "MetricCallback"),
     "modularml.callbacks.evaluation_metric": ("EvalLossMetric",),
     "modularml.callbacks.gradient_norms": ("GradientNorms",),
     "modularml.callbacks.live_plot": ("LivePlot",),

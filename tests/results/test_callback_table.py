@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import modularml as mm
-from modularml.callbacks import Callback
-from modularml.callbacks.evaluation import MetricCallback
+from modularml.callbacks import Callback, MetricCallback
 from modularml.errors import MMLError
 from modularml.experiment.history import _made_result, _unpacked_result, packed_result
 from modularml.models.torch import SequentialMLP
