@@ -64,6 +64,12 @@ def plan_schema(classes: Iterable[type] | None = None) -> Schema:
     if classes is None:
         classes = filter(_is_ours, nameable())
     named = {name_of(c): c for c in sorted(classes, key=name_of)}
+    skipped = ("phase", "experiment", "search", "label")
+    found = _object(_arguments(CrossValidation.__init__, *skipped), CrossValidation.__doc__)
+    binding = _object(_arguments(CVBinding.__init__), CVBinding.__doc__)
+    binding["properties"]["fs"] = {"type": "string"}
+    found["properties"]["bindings"] = {"type": "array", "items": binding, "minItems": 1}
+    found["properties"]["splitter"] = _any_of(_of_hint(BaseSplitter), {"type": "null"})
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Plan of modularml",
@@ -71,7 +77,7 @@ def plan_schema(classes: Iterable[type] | None = None) -> Schema:
         "properties": {
             "data": {"type": "object", "additionalProperties": _table(), "minProperties": 1},
             "experiment": _any_of({"$ref": "#/$defs/Experiment"}, {"type": "string"}),
-            "folds": _folds(),
+            "folds": found,
             "sweep": _sweep(),
             "output": _any_of(
                 {"type": "string"},
@@ -240,16 +246,6 @@ def _table() -> Schema:
         inner["required"] = ["of", *inner["required"]]
         tables.append(_closed({kind: inner, **steps}, [kind]))
     return {"anyOf": tables}
-
-
-def _folds() -> Schema:
-    skipped = ("phase", "experiment", "search", "label")
-    found = _object(_arguments(CrossValidation.__init__, *skipped), CrossValidation.__doc__)
-    binding = _object(_arguments(CVBinding.__init__), CVBinding.__doc__)
-    binding["properties"]["fs"] = {"type": "string"}
-    found["properties"]["bindings"] = {"type": "array", "items": binding, "minItems": 1}
-    found["properties"]["splitter"] = _any_of(_of_hint(BaseSplitter), {"type": "null"})
-    return found
 
 
 def _sweep() -> Schema:

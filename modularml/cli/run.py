@@ -122,7 +122,13 @@ def _run_plan(
         n = every or max(1, phase.n_epochs // MOST_CHECKPOINTS)
         phase.set_checkpointing(Checkpointing(mode="disk", every_n=n, max_to_keep=2))
     if "sweep" in plan.tree:
-        facts = _run_sweep(plan, experiment, folder, args)
+        sweep = build_sweep(plan, experiment, folder / STUDY)
+        results = sweep.run(resume=args.resume, show_progress=not args.quiet)
+        results.to_pandas().reset_index().to_csv(folder / TRIALS, index=False)
+        best = results.best
+        path = results.best_experiment().save(folder / f"{experiment.label}-best", overwrite=True)
+        facts = {"number": best.number, "value": best.value, "params": dict(best.params)}
+        facts = {"trials": len(results), "best": facts, "files": [path.name, TRIALS, STUDY]}
     elif "folds" in plan.tree:
         facts = _run_folds(plan, experiment, folder, args)
     else:
@@ -206,18 +212,6 @@ def _run_folds(
         "figures": {str(k): v.to_dict() for k, v in results.summary().iterrows()},
         "files": [*files, METRICS],
     }
-
-
-def _run_sweep(
-    plan: Plan, experiment: Experiment, folder: Path, args: argparse.Namespace
-) -> dict[str, Any]:
-    sweep = build_sweep(plan, experiment, folder / STUDY)
-    results = sweep.run(resume=args.resume, show_progress=not args.quiet)
-    results.to_pandas().reset_index().to_csv(folder / TRIALS, index=False)
-    best = results.best
-    path = results.best_experiment().save(folder / f"{experiment.label}-best", overwrite=True)
-    facts = {"number": best.number, "value": best.value, "params": dict(best.params)}
-    return {"trials": len(results), "best": facts, "files": [path.name, TRIALS, STUDY]}
 
 
 @contextmanager

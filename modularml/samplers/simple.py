@@ -58,7 +58,10 @@ class SimpleSampler(BaseSampler):
         n = len(view)
         draws = self.weights is not None or self.balance_by is not None
         if not (draws or self.shuffle or self.stratify_by or self.group_by):
-            batches = self.batches(view, {DEFAULT: _order(n)})
+            # return 0 to n - 1, cached for moderate n, since every evaluation needs it
+            batches = self.batches(
+                view, {DEFAULT: (_cached_order(n) if n <= _MAX_CACHED else np.arange(n))}
+            )
             return EpochBatches(batches.rows, batches.bounds, in_order=True)
         rng = self.rng(epoch)
         if draws:
@@ -95,11 +98,6 @@ class SimpleSampler(BaseSampler):
             )
         shares: Array = probabilities / probabilities.sum()
         return shares
-
-
-def _order(n: int) -> IntArray:
-    """Return 0 to n - 1, cached for moderate n, since every evaluation needs it."""
-    return _cached_order(n) if n <= _MAX_CACHED else np.arange(n)
 
 
 @lru_cache(maxsize=4)

@@ -7,6 +7,7 @@ scikit-learn takes longer than scaling 10 million numbers.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
@@ -17,6 +18,8 @@ from modularml._optional import require
 from modularml._registry import Registry
 from modularml._typing import Array
 from modularml.config import config_registry
+from modularml.errors import ConfigError
+from modularml.io.estimator_kinds import parameters
 
 __all__ = [
     "AFFINE",
@@ -27,6 +30,7 @@ __all__ = [
     "MinMaxScaler",
     "StandardScaler",
     "affine_class",
+    "resolve",
     "scaler_registry",
 ]
 
@@ -265,3 +269,49 @@ def affine_class(name: str | None) -> type[Any] | None:
         return None
     is_theirs = scaler_registry.is_late(name) or scaler_registry[name].__module__[:8] == "sklearn."
     return AFFINE[name] if is_theirs else None
+
+
+def resolve(scaler: Any) -> tuple[str | None, type[Any], dict[str, Any]]:
+    """Return the registered name and class of a scaler, and the arguments of an instance.
+
+    Raises
+    ------
+    UnknownNameError
+        If nothing is registered under the name.
+    ConfigError
+        If the object is no scaler, or does not store its arguments.
+    """
+    if isinstance(scaler, str):
+        name = scaler_registry.find(scaler)
+        return name, affine_class(name) or scaler_registry[scaler], {}
+    cls = scaler if isinstance(scaler, type) else type(scaler)
+    lacking = [n for n in ("fit", "transform") if not callable(getattr(cls, n, None))]
+    if lacking:
+        raise ConfigError(
+            f"a scaler is a registered name, or has fit and transform; {scaler!r} lacks "
+            f"{' and '.join(lacking)}. Names: {', '.join(scaler_registry)}"
+        )
+    name = scaler_registry.name_of(cls)
+    arguments = {} if isinstance(scaler, type) else _arguments(scaler)
+    return name, affine_class(name) or cls, arguments
+
+
+def _arguments(instance: Any) -> dict[str, Any]:
+    """Return the arguments that an instance was made with, but for defaults."""
+    cls = type(instance)
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    allowed = {name: p for name, p in parameters(cls).items() if p.kind not in kinds}
+    known = instance.get_params(deep=False) if hasattr(instance, "get_params") else vars(instance)
+    arguments = {}
+    for name, p in allowed.items():
+        if name not in known:
+            raise ConfigError(
+                f"{cls.__name__} does not store its argument {name!r} under that name; give the "
+                f"class and its arguments: Scaler({cls.__name__}, {{{name!r}: ...}})"
+            )
+        value, default = known[name], p.default
+        comparable = isinstance(value, bool | int | float | str | tuple)
+        is_same = comparable and type(value) is type(default) and bool(value == default)
+        if value is not default and not is_same:
+            arguments[name] = value
+    return arguments

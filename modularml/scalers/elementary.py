@@ -231,12 +231,14 @@ class SegmentedScaler(BaseScaler):
         super().set_state(own)
 
     def _scale(self, data: Array) -> Array:
-        pairs = zip(self._segments, self._cut(data), strict=True)
-        return np.concatenate([segment.transform(part) for segment, part in pairs], axis=1)
+        return self._joined("transform", data)
 
     def _facts(self, data: Array) -> Array:
+        return self._joined("row_facts", data)
+
+    def _joined(self, method: str, data: Array) -> Array:
         pairs = zip(self._segments, self._cut(data), strict=True)
-        return np.concatenate([segment.row_facts(part) for segment, part in pairs], axis=1)
+        return np.concatenate([getattr(scaler, method)(part) for scaler, part in pairs], axis=1)
 
     def _unscale(self, data: Array, facts: Array) -> Array:
         parts = self._cut(data)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -23,14 +23,7 @@ from modularml.errors import (
 from modularml.io.artifact import Saveable
 from modularml.io.estimator_kinds import parameters
 from modularml.io.estimators import learned, relearn
-from modularml.scalers.affine import (
-    ENCODERS,
-    OWN,
-    SKLEARN,
-    AffineScaler,
-    affine_class,
-    scaler_registry,
-)
+from modularml.scalers.affine import ENCODERS, OWN, SKLEARN, AffineScaler, resolve, scaler_registry
 from modularml.scalers.base import NoInverseError, as_numbers, as_table
 
 __all__ = ["NoInverseError", "Scaler"]
@@ -75,7 +68,11 @@ class Scaler(Configurable, Stateful, Saveable):
     supported_scalers: ClassVar[Mapping[str, Any]] = scaler_registry
 
     def __init__(self, scaler: str | Any, scaler_kwargs: dict[str, Any] | None = None) -> None:
-        name, self._class, params = _resolve(scaler)
+        given: Any = scaler
+        if isinstance(scaler, Scaler):
+            name, self._class, params = given.scaler, given._class, given.scaler_kwargs
+        else:
+            name, self._class, params = resolve(scaler)
         self.scaler = name or self._class
         self.scaler_kwargs = {**params, **(scaler_kwargs or {})}
         self._wrapped = self._build()
@@ -122,7 +119,9 @@ class Scaler(Configurable, Stateful, Saveable):
             return True
         known = self._categorical
         if known is None or known[0] is not self._wrapped:  # tags take as long as a small transform
-            tags = self._input_tags()
+            tags = None
+            if hasattr(self._wrapped, "__sklearn_tags__"):
+                tags = require("sklearn.utils").get_tags(self._wrapped).input_tags
             takes = getattr(tags, "categorical", False) or getattr(tags, "string", False)
             known = self._categorical = (self._wrapped, bool(takes))
         return known[1]
@@ -254,7 +253,12 @@ class Scaler(Configurable, Stateful, Saveable):
             If the scaler has no inverse, or none without `row_facts`.
         """
         self._require_fit()
-        if not hasattr(self._wrapped, "inverse_transform") or _forgets(self._wrapped):
+        # the inverse of a FunctionTransformer without inverse_func would change nothing
+        forgets = (
+            getattr(self._wrapped, "func", None) is not None
+            and getattr(self._wrapped, "inverse_func", self._wrapped) is None
+        )
+        if forgets or not hasattr(self._wrapped, "inverse_transform"):
             raise NoInverseError(
                 f"{self.scaler_name} has no inverse; keep the rows as they were before scaling"
             )
@@ -355,7 +359,9 @@ class Scaler(Configurable, Stateful, Saveable):
             if name not in allowed and not open_ended:
                 raise UnknownNameError(f"argument of {self.scaler_name}", name, allowed)
         try:
-            return self._class(**{k: _unfitted(v) for k, v in self.scaler_kwargs.items()})
+            base = loaded("sklearn.base")
+            clone = copy.deepcopy if base is None else partial(base.clone, safe=False)
+            return self._class(**{k: clone(v) for k, v in self.scaler_kwargs.items()})
         except ModularMLError:
             raise
         except (TypeError, ValueError) as error:
@@ -385,16 +391,19 @@ class Scaler(Configurable, Stateful, Saveable):
     def _table(self, data: Array) -> Array:
         return as_table(data) if self.takes_categories else as_numbers(data)
 
-    def _input_tags(self) -> Any:
-        if not hasattr(self._wrapped, "__sklearn_tags__"):
-            return None
-        return require("sklearn.utils").get_tags(self._wrapped).input_tags
-
     def _apply(
         self, method: str, data: Array, scaler: Any = None, targets: Array | None = None
     ) -> Array:
         if len(data) == 0:  # scikit-learn refuses; one row tells the shape and type
-            return self._apply(method, self._one_row(data), scaler, targets)[:0]
+            known = getattr(self._wrapped, "categories_", None)
+            if known is None and self.scaler_name in _OF_ONE_COLUMN:
+                known = [self._wrapped.classes_]
+            if known is None:
+                row = np.ones((1, data.shape[1]), dtype=data.dtype)
+            else:
+                alike = len({values.dtype for values in known}) == 1
+                row = np.array([[v[0] for v in known]], known[0].dtype if alike else object)
+            return self._apply(method, row, scaler, targets)[:0]
         out = self._call(self._wrapped if scaler is None else scaler, method, data, targets)
         found = np.asarray(out.toarray() if hasattr(out, "toarray") else out)
         if self.scaler_name in _OF_ONE_COLUMN and found.ndim == 1:
@@ -405,16 +414,6 @@ class Scaler(Configurable, Stateful, Saveable):
                 f"got shape {found.shape}"
             )
         return found
-
-    def _one_row(self, data: Array) -> Array:
-        """Return a row that the scaler can transform."""
-        known = getattr(self._wrapped, "categories_", None)
-        if known is None and self.scaler_name in _OF_ONE_COLUMN:
-            known = [self._wrapped.classes_]
-        if known is None:
-            return np.ones((1, data.shape[1]), dtype=data.dtype)
-        alike = len({values.dtype for values in known}) == 1
-        return np.array([[v[0] for v in known]], known[0].dtype if alike else object)
 
     def _call(self, scaler: Any, method: str, data: Array, targets: Array | None = None) -> Any:
         may_write = not self._is_known or not getattr(scaler, "copy", True)
@@ -428,86 +427,23 @@ class Scaler(Configurable, Stateful, Saveable):
         except ModularMLError:
             raise
         except Exception as error:
+            text = str(error).partition("\n")[0]
+            if len(text) > LONGEST:  # as one that lists every category
+                text = f"{text[:LONGEST]}..."
+            if "unknown categories" in str(error):
+                text += "; fit it with handle_unknown='ignore' or 'use_encoded_value'"
             raise ScalerError(
                 f"{self.scaler_name}.{method} failed on data of shape {data.shape} "
-                f"({data.dtype}): {_shortened(error)}{_remedy(error)}"
+                f"({data.dtype}): {text}"
             ) from error
 
 
-def _remedy(error: Exception) -> str:
-    """Return what to do about categories that an encoder has not seen."""
-    if "unknown categories" not in str(error):
-        return ""
-    return "; fit it with handle_unknown='ignore' or 'use_encoded_value'"
-
-
-def _shortened(error: Exception) -> str:
-    """Return the first line of an error, or the start of a long one."""
-    text = str(error).partition("\n")[0]
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-
-
 LONGEST = 240
-"""Characters of a message of scikit-learn that are shown, which may list every category."""
+"""Characters of a message of scikit-learn that are shown."""
 
 _OF_ONE_COLUMN = ("LabelEncoder", "LabelBinarizer")
 """Classes of scikit-learn that take a single column, without its axis."""
 
 
-def _resolve(scaler: Any) -> tuple[str | None, type[Any], dict[str, Any]]:
-    """Return the registered name and class of a scaler, and the arguments of an instance."""
-    if isinstance(scaler, Scaler):
-        name = scaler.scaler if isinstance(scaler.scaler, str) else None
-        return name, scaler._class, scaler.scaler_kwargs
-    if isinstance(scaler, str):
-        name = scaler_registry.find(scaler)
-        return name, affine_class(name) or scaler_registry[scaler], {}
-    cls = scaler if isinstance(scaler, type) else type(scaler)
-    lacking = [name for name in ("fit", "transform") if not callable(getattr(cls, name, None))]
-    if lacking:
-        raise ConfigError(
-            f"a scaler is a registered name, or has fit and transform; {scaler!r} lacks "
-            f"{' and '.join(lacking)}. Names: {', '.join(scaler_registry)}"
-        )
-    name = scaler_registry.name_of(cls)
-    arguments = {} if isinstance(scaler, type) else _arguments(scaler)
-    return name, affine_class(name) or cls, arguments
-
-
-def _arguments(instance: Any) -> dict[str, Any]:
-    """Return the arguments that an instance was made with, but for defaults."""
-    cls = type(instance)
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    allowed = {name: p for name, p in parameters(cls).items() if p.kind not in kinds}
-    known = instance.get_params(deep=False) if hasattr(instance, "get_params") else vars(instance)
-    for name in allowed:
-        if name not in known:
-            raise ConfigError(
-                f"{cls.__name__} does not store its argument {name!r} under that name; give the "
-                f"class and its arguments: Scaler({cls.__name__}, {{{name!r}: ...}})"
-            )
-    return {name: known[name] for name, p in allowed.items() if not _equal(known[name], p.default)}
-
-
-def _equal(value: Any, default: Any) -> bool:
-    if value is default:
-        return True
-    comparable = isinstance(value, bool | int | float | str | tuple)
-    return comparable and type(value) is type(default) and bool(value == default)
-
-
-def _unfitted(value: Any) -> Any:
-    sklearn = loaded("sklearn.base")
-    return copy.deepcopy(value) if sklearn is None else sklearn.clone(value, safe=False)
-
-
 def _keeps_state(scaler: Any) -> bool:
     return hasattr(scaler, "get_state") and hasattr(scaler, "set_state")
-
-
-def _forgets(scaler: Any) -> bool:
-    """Tell whether this is a FunctionTransformer whose inverse would change nothing."""
-    return (
-        getattr(scaler, "func", None) is not None
-        and getattr(scaler, "inverse_func", scaler) is None
-    )

@@ -104,8 +104,23 @@ class BaseSplitter(Configurable, Saveable, ABC):
                 raise UnknownNameError("column", name, columns, f"it is required by {self!r}")
             if len(columns[name]) != n:
                 raise SplitError(f"column {name!r} has {len(columns[name])} rows, expected {n}")
-        parts = self.assign(n, columns=columns)
-        return {name: _check_positions(name, rows, n) for name, rows in parts.items()}
+        parts = {}
+        for name, rows in self.assign(n, columns=columns).items():
+            if not isinstance(name, str) or not name:
+                raise SplitError(f"the name of a split must be a non-empty string, got {name!r}")
+            positions = np.asarray(rows)
+            if positions.ndim != 1 or positions.dtype.kind not in "iu":
+                raise SplitError(
+                    f"split {name!r} must be a one-dimensional array of row positions, "
+                    f"got {positions.dtype} of shape {positions.shape}"
+                )
+            positions = parts[name] = positions.astype(np.int64, copy=False)
+            if not np.all(positions[1:] > positions[:-1]):
+                raise SplitError(f"split {name!r} must hold each position once, in ascending order")
+            if len(positions) and (positions[0] < 0 or positions[-1] >= n):
+                bad = positions[0] if positions[0] < 0 else positions[-1]
+                raise SplitError(f"split {name!r} holds position {bad}, but there are {n} rows")
+        return parts
 
 
 def check_bins(bins: int | None, stratify_by: Columns, error: type[Exception]) -> None:
@@ -163,21 +178,3 @@ def warn_about_overlap(parts: Mapping[str, IntArray]) -> None:
         "the other; make the conditions mutually exclusive unless the overlap is intended",
         SplitOverlapWarning,
     )
-
-
-def _check_positions(name: object, rows: object, n: int) -> IntArray:
-    if not isinstance(name, str) or not name:
-        raise SplitError(f"the name of a split must be a non-empty string, got {name!r}")
-    positions = np.asarray(rows)
-    if positions.ndim != 1 or positions.dtype.kind not in "iu":
-        raise SplitError(
-            f"split {name!r} must be a one-dimensional array of row positions, "
-            f"got {positions.dtype} of shape {positions.shape}"
-        )
-    positions = positions.astype(np.int64, copy=False)
-    if not np.all(positions[1:] > positions[:-1]):
-        raise SplitError(f"split {name!r} must hold each position once, in ascending order")
-    if len(positions) and (positions[0] < 0 or positions[-1] >= n):
-        bad = positions[0] if positions[0] < 0 else positions[-1]
-        raise SplitError(f"split {name!r} holds position {bad}, but there are {n} rows")
-    return positions

@@ -71,16 +71,15 @@ class ConditionSplitter(BaseSplitter):
         DataError
             If a condition does not fit its column.
         """
-        parts = {name: self._rows(name, n, columns) for name in self.conditions}
+        parts = {}
+        for name, by_column in self.conditions.items():
+            mask = np.ones(n, dtype=bool)
+            for key, condition in by_column.items():
+                mask &= matches(condition, columns[key], column=key)
+            if not mask.any():
+                raise SplitError(
+                    f"split {name!r} would be empty: none of {n} rows meets {by_column!r}"
+                ).with_code("MML-205")
+            parts[name] = np.flatnonzero(mask)
         warn_about_overlap(parts)
         return parts
-
-    def _rows(self, name: str, n: int, columns: Mapping[str, Array]) -> IntArray:
-        mask = np.ones(n, dtype=bool)
-        for key, condition in self.conditions[name].items():
-            mask &= matches(condition, columns[key], column=key)
-        if not mask.any():
-            raise SplitError(
-                f"split {name!r} would be empty: none of {n} rows meets {self.conditions[name]!r}"
-            ).with_code("MML-205")
-        return np.flatnonzero(mask)

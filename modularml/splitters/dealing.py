@@ -271,7 +271,12 @@ def deal(counts: IntArray, ratios: NDArray[np.float64], rng: Generator) -> IntAr
     ndarray of int64, shape (n_groups,)
         Each part gets at least one group.
     """
-    table = _weigh(counts, ratios)
+    weights = UNIT * counts.sum(axis=1, keepdims=True)
+    if counts.shape[1] > 1:
+        scale = UNIT * counts.sum() / (counts.shape[1] * counts.sum(axis=0))
+        by_class = counts * np.maximum(np.rint(scale), 1).astype(np.int64)
+        weights = np.concatenate([weights, by_class], axis=1)
+    table = _Table(weights, ratios[:, None] * weights.sum(axis=0))
     n_groups, n_columns = table.weights.shape
     slack = SLACK * UNIT * counts.sum()
     if n_groups * np.log2(len(ratios)) <= np.log2(TRY_ALL / max(n_groups, n_columns)):
@@ -279,19 +284,20 @@ def deal(counts: IntArray, ratios: NDArray[np.float64], rng: Generator) -> IntAr
     attempts = []
     for _ in range(max(1, min(8, 2000 // n_groups))):
         labels = _start(counts, ratios, rng)
-        attempts.append((_improve(table, labels, rng), labels))
+        # move and swap groups between pairs of parts while the cost falls
+        totals = table.totals(labels)
+        pairs = list(itertools.combinations(range(len(totals)), 2))
+        cost, before = table.cost(totals), np.inf
+        while cost < before:
+            before = cost
+            for a, b in pairs:
+                while _swap(table, labels, totals, a, b, rng):
+                    pass
+            cost = table.cost(totals)
+        attempts.append((cost, labels))
         if attempts[-1][0] <= slack:
             break
     return min(attempts, key=lambda pair: pair[0])[1]
-
-
-def _weigh(counts: IntArray, ratios: NDArray[np.float64]) -> _Table:
-    weights = UNIT * counts.sum(axis=1, keepdims=True)
-    if counts.shape[1] > 1:
-        scale = UNIT * counts.sum() / (counts.shape[1] * counts.sum(axis=0))
-        by_class = counts * np.maximum(np.rint(scale), 1).astype(np.int64)
-        weights = np.concatenate([weights, by_class], axis=1)
-    return _Table(weights, ratios[:, None] * weights.sum(axis=0))
 
 
 def _best_of_all(table: _Table, slack: float, rng: Generator) -> IntArray:
@@ -335,7 +341,14 @@ def _fill(sizes: IntArray, capacity: NDArray[np.float64], rng: Generator) -> Int
     left = capacity.tolist()
     draws = rng.random(len(first)).tolist()
     for group, size, draw in zip(first.tolist(), sizes[first].tolist(), draws, strict=True):
-        part = _pick(left, size, draw)
+        # a part with capacity for the group, else the one with the most capacity
+        capacities = [capacity if capacity >= size else 0.0 for capacity in left]
+        remaining, part = draw * sum(capacities), left.index(max(left))
+        for candidate, space in enumerate(capacities):
+            remaining -= space
+            if remaining < 0:
+                part = candidate
+                break
         labels[group] = part
         left[part] -= size
     if len(rest):
@@ -344,31 +357,6 @@ def _fill(sizes: IntArray, capacity: NDArray[np.float64], rng: Generator) -> Int
         edges *= sizes[rest].sum() / edges[-1]
         labels[rest] = np.searchsorted(edges[:-1], middles, side="right")
     return labels
-
-
-def _pick(left: list[float], size: int, draw: float) -> int:
-    """Draw a part with capacity for a group, else the part with the most capacity."""
-    capacities = [capacity if capacity >= size else 0.0 for capacity in left]
-    remaining = draw * sum(capacities)
-    for part, capacity in enumerate(capacities):
-        remaining -= capacity
-        if remaining < 0:
-            return part
-    return left.index(max(left))
-
-
-def _improve(table: _Table, labels: IntArray, rng: Generator) -> float:
-    """Move and swap groups between pairs of parts while the cost falls; return the cost."""
-    totals = table.totals(labels)
-    pairs = list(itertools.combinations(range(len(totals)), 2))
-    cost, before = table.cost(totals), np.inf
-    while cost < before:
-        before = cost
-        for a, b in pairs:
-            while _swap(table, labels, totals, a, b, rng):
-                pass
-        cost = table.cost(totals)
-    return cost
 
 
 def _swap(

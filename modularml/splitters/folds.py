@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator, Philox
-from numpy.typing import NDArray
 
 from modularml._arguments import at_least
 from modularml._optional import require
@@ -211,49 +210,46 @@ class KFoldSplitter(FoldSplitter):
         strata = None
         if self.stratify_by:
             strata = stratify(key_list(self.stratify_by), columns, self.bins)
-        if strata is not None and groups is None and strata.sizes.max() < self.n_folds:
-            folds = self._round_robin(strata.codes)  # scikit-learn refuses these
+        parts: IntArray | None = None
+        is_rare = strata is not None and strata.sizes.max() < self.n_folds
+        if strata is not None and groups is None and is_rare:  # scikit-learn refuses these
+            # rows are assigned to folds in turn, stratum by stratum
+            rows = np.arange(n)
+            if self.shuffle:
+                rows = Generator(Philox(self.seed)).permutation(rows)
+            parts = np.empty(n, dtype=np.int64)
+            parts[rows[np.argsort(strata.codes[rows], kind="stable")]] = np.arange(n) % self.n_folds
+        elif strata is not None and groups is not None and (is_rare or groups.count > MANY_GROUPS):
+            parts = self._by_group(groups, strata)
         else:
-            folds = self._by_sklearn(n, strata, groups)
-        if strata is not None:
-            _warn_about_rare(strata, folds, self.stratify_by)
-        return folds
-
-    def _by_sklearn(
-        self, n: int, strata: Factor | None, groups: Factor | None
-    ) -> list[tuple[IntArray, IntArray]]:
-        """Divide rows with scikit-learn; assign groups if they are many or a fold is left empty."""
-        if (
-            strata is None
-            or groups is None
-            or (strata.sizes.max() >= self.n_folds and groups.count <= MANY_GROUPS)
-        ):
             name = f"{'Stratified' * (strata is not None)}{'Group' * (groups is not None)}KFold"
             splitter = getattr(require("sklearn.model_selection"), name)(
                 self.n_folds, shuffle=self.shuffle, random_state=self.seed if self.shuffle else None
             )
             codes = (None if factor is None else factor.codes for factor in (strata, groups))
             folds = run_sklearn(splitter, n, *codes)
-            if all(len(val) for _, val in folds):
-                return folds
-        assert strata is not None
-        assert groups is not None
-        shares = _shares(groups.sizes, self.n_folds)
-        parts = deal(cross(groups, strata), shares, Generator(Philox(self.seed)))
-        return self._sides(parts[groups.codes])
+            if not all(len(val) for _, val in folds):
+                assert strata is not None
+                assert groups is not None
+                parts = self._by_group(groups, strata)
+        if parts is not None:
+            sides = range(self.n_folds)
+            folds = [(np.flatnonzero(parts != i), np.flatnonzero(parts == i)) for i in sides]
+        if strata is not None:
+            _warn_about_rare(strata, folds, self.stratify_by)
+        return folds
 
-    def _round_robin(self, codes: IntArray) -> list[tuple[IntArray, IntArray]]:
-        """Assign rows to folds in turn, stratum by stratum."""
-        rows = np.arange(len(codes))
-        if self.shuffle:
-            rows = Generator(Philox(self.seed)).permutation(rows)
-        parts = np.empty(len(codes), dtype=np.int64)
-        parts[rows[np.argsort(codes[rows], kind="stable")]] = np.arange(len(codes)) % self.n_folds
-        return self._sides(parts)
-
-    def _sides(self, parts: IntArray) -> list[tuple[IntArray, IntArray]]:
-        folds = range(self.n_folds)
-        return [(np.flatnonzero(parts != i), np.flatnonzero(parts == i)) for i in folds]
+    def _by_group(self, groups: Factor, strata: Factor) -> IntArray:
+        """Return the fold of each row, of equal size but for groups that are larger than that."""
+        n_folds, left = self.n_folds, int(groups.sizes.sum())
+        shares = np.full(n_folds, 1 / n_folds)
+        for fold, size in enumerate(np.sort(groups.sizes)[:-n_folds:-1].tolist()):
+            if size * (n_folds - fold) <= left:
+                break
+            left -= size
+            shares[fold], shares[fold + 1 :] = size, left / (n_folds - fold - 1)
+        rng = Generator(Philox(self.seed))
+        return deal(cross(groups, strata), shares / shares.sum(), rng)[groups.codes]
 
 
 class LeaveOneGroupOutSplitter(FoldSplitter):
@@ -294,18 +290,6 @@ class LeaveOneGroupOutSplitter(FoldSplitter):
         return run_sklearn(
             require("sklearn.model_selection").LeaveOneGroupOut(), n, groups=groups.codes
         )
-
-
-def _shares(sizes: IntArray, n_folds: int) -> NDArray[np.float64]:
-    """Return the share of rows of each fold: equal ones, and more for groups larger than that."""
-    shares, left = np.full(n_folds, 1 / n_folds), int(sizes.sum())
-    for fold, size in enumerate(np.sort(sizes)[:-n_folds:-1].tolist()):
-        if size * (n_folds - fold) <= left:
-            break
-        left -= size
-        shares[fold], shares[fold + 1 :] = size, left / (n_folds - fold - 1)
-    shares /= shares.sum()
-    return shares
 
 
 def run_sklearn(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.random import Generator, Philox
@@ -76,30 +75,14 @@ def apportion(
     """
     cells, fractions = _floors(counts[:, None] * ratios)
     if in_every_part:
-        _lift_to_one(cells, counts)
+        enough = counts >= cells.shape[1]
+        cells[enough] = np.maximum(cells[enough], 1)
+        while (over := cells.sum(axis=1) > counts).any():
+            cells[over, cells[over].argmax(axis=1)] -= 1
     floors = cells.copy()
     need = largest_remainder(int(counts.sum()), ratios) - cells.sum(axis=0)
-    _distribute(cells, need, counts - cells.sum(axis=1), fractions)
-    _balance(cells, need, floors, fractions)
-    return cells
-
-
-def _floors(shares: NDArray[np.float64]) -> tuple[IntArray, NDArray[np.float64]]:
-    floors = np.floor(shares + NOISE)
-    return floors.astype(np.int64), np.maximum(shares - floors, 0.0)
-
-
-def _lift_to_one(cells: IntArray, counts: IntArray) -> None:
-    enough = counts >= cells.shape[1]
-    cells[enough] = np.maximum(cells[enough], 1)
-    while (over := cells.sum(axis=1) > counts).any():
-        cells[over, cells[over].argmax(axis=1)] -= 1
-
-
-def _distribute(
-    cells: IntArray, need: IntArray, left: IntArray, fractions: NDArray[np.float64]
-) -> None:
-    """Give the remaining rows of each stratum to the parts that need most rows."""
+    # give the remaining rows of each stratum to the parts that need most rows
+    left = counts - cells.sum(axis=1)
     needed = need.tolist()
     parts = range(len(needed))
     for stratum in np.flatnonzero(left).tolist():
@@ -109,20 +92,21 @@ def _distribute(
             cells[stratum, part] += 1
             needed[part] -= 1
     need[:] = needed
-
-
-def _balance(
-    cells: IntArray, need: IntArray, floors: IntArray, fractions: NDArray[np.float64]
-) -> None:
-    """Move rows between parts, within a stratum, until every part has its total."""
+    # move rows between parts, within a stratum, until every part has its total
     for _ in range(int(np.abs(need).sum())):
         over, under = int(need.argmin()), int(need.argmax())
         movable = (cells[:, over] > floors[:, over]) & (cells[:, under] == floors[:, under])
         if need[over] >= 0 or not movable.any():
-            return
-        stratum = (movable * (1 + fractions[:, under])).argmax()
-        cells[stratum, [over, under]] += [-1, 1]
+            break
+        best = (movable * (1 + fractions[:, under])).argmax()
+        cells[best, [over, under]] += [-1, 1]
         need[[over, under]] += [1, -1]
+    return cells
+
+
+def _floors(shares: NDArray[np.float64]) -> tuple[IntArray, NDArray[np.float64]]:
+    floors = np.floor(shares + NOISE)
+    return floors.astype(np.int64), np.maximum(shares - floors, 0.0)
 
 
 MAX_DEVIATION = 0.05
@@ -180,7 +164,23 @@ class RandomSplitter(BaseSplitter):
         seed: int = 13,
         bins: int | None = None,
     ) -> None:
-        _check_ratios(ratios)
+        if not isinstance(ratios, Mapping) or not ratios:
+            raise SplitError(
+                "ratios must map names to shares, such as {'train': 0.8, 'test': 0.2}, "
+                f"got {ratios!r}"
+            )
+        for name, ratio in ratios.items():
+            if not isinstance(name, str) or not name:
+                raise SplitError(f"the name of a split must be a non-empty string, got {name!r}")
+            if not isinstance(ratio, int | float | np.number) or not 0 < ratio <= 1 + 1e-6:
+                raise SplitError(
+                    f"the ratio of {name!r} must be above 0 and at most 1, got {ratio!r}"
+                )
+        total = math.fsum(ratios.values())
+        if abs(total - 1) > 1e-6:
+            raise SplitError(
+                f"ratios must sum to 1, got {dict(ratios)!r}, which sum to {total:.6g}"
+            ).with_code("MML-204")
         at_least(0, SplitError, seed=seed)
         check_bins(bins, stratify_by, SplitError)
         key_list(group_by, stratify_by)
@@ -205,41 +205,57 @@ class RandomSplitter(BaseSplitter):
             If a part would be empty, a key is missing in a row, or a stratum violates
             ``strict_stratification``.
         """
+        shares = np.array(list(self.ratios.values()), dtype=np.float64)
+        shares, rng = shares / shares.sum(), Generator(Philox(self.seed))
         strata = None
         if self.stratify_by:
             strata = stratify(key_list(self.stratify_by), columns, self.bins)
         if self.group_by:
-            labels = self._by_group(factorise(key_list(self.group_by), columns), strata)
-        elif strata is not None:
-            labels = self._by_stratum(strata)
+            groups = factorise(key_list(self.group_by), columns)
+            labels = self._by_group(groups, strata, shares, rng)
         else:
-            labels = self._by_row(n)
+            labels = self._by_row(n, strata, shares, rng)
         return {name: np.flatnonzero(labels == part) for part, name in enumerate(self.ratios)}
 
-    def _by_row(self, n: int) -> Array:
-        shares, rng = self._shares_and_rng()
-        sizes = largest_remainder(n, shares)
-        self._require_rows(sizes)
-        return _labels(rng.permutation(n), sizes)
+    def _by_row(
+        self, n: int, strata: Factor | None, shares: NDArray[np.float64], rng: Generator
+    ) -> Array:
+        if strata is None:
+            cells = largest_remainder(n, shares)[None]
+        else:
+            turn = rng.permutation(strata.count)  # order in which remaining rows are distributed
+            cells = np.empty((strata.count, len(shares)), dtype=np.int64)
+            cells[turn] = apportion(
+                strata.sizes[turn], shares, in_every_part=self.strict_stratification
+            )
+        sizes = cells.sum(axis=0)
+        for (name, ratio), size in zip(self.ratios.items(), sizes.tolist(), strict=True):
+            if size == 0:
+                raise SplitError(
+                    f"split {name!r} would be empty: ratio {ratio} of {n} rows is less "
+                    "than one row; use a larger ratio or more rows"
+                ).with_code("MML-205")
+        if strata is None:
+            order = rng.permutation(n)
+        else:
+            if self.strict_stratification:
+                self._require_strata(strata, cells, "rows")
+                self._warn_of_ratios(sizes, "small strata are in every part")
+            warn_about_missing(strata, cells, list(self.ratios), self.stratify_by)
+            order = rng.permutation(n)
+            codes = strata.codes.astype(
+                np.min_scalar_type(strata.count), copy=False
+            )  # sorts faster
+            order = order[np.argsort(codes[order], kind="stable")]
+        # parts (of each stratum) are filled in this order
+        parts = np.arange(len(shares), dtype=np.min_scalar_type(len(shares)))
+        labels = np.empty(n, dtype=parts.dtype)
+        labels[order] = np.repeat(np.tile(parts, len(cells)), cells.ravel())
+        return labels
 
-    def _by_stratum(self, strata: Factor) -> Array:
-        shares, rng = self._shares_and_rng()
-        turn = rng.permutation(strata.count)  # order in which remaining rows are distributed
-        cells = np.empty((strata.count, len(shares)), dtype=np.int64)
-        cells[turn] = apportion(
-            strata.sizes[turn], shares, in_every_part=self.strict_stratification
-        )
-        self._require_rows(cells.sum(axis=0))
-        if self.strict_stratification:
-            self._require_strata(strata, cells, "rows")
-            self._warn_of_ratios(cells.sum(axis=0), "small strata are in every part")
-        warn_about_missing(strata, cells, list(self.ratios), self.stratify_by)
-        order = rng.permutation(len(strata.codes))
-        codes = strata.codes.astype(np.min_scalar_type(strata.count), copy=False)  # sorts faster
-        return _labels(order[np.argsort(codes[order], kind="stable")], cells.ravel(), len(shares))
-
-    def _by_group(self, groups: Factor, strata: Factor | None) -> Array:
-        shares, rng = self._shares_and_rng()
+    def _by_group(
+        self, groups: Factor, strata: Factor | None, shares: NDArray[np.float64], rng: Generator
+    ) -> Array:
         if groups.count < len(shares):
             raise SplitError(
                 f"split {min(self.ratios, key=self.ratios.__getitem__)!r} would be empty: there "
@@ -258,18 +274,6 @@ class RandomSplitter(BaseSplitter):
         if (biggest > (shares + MAX_DEVIATION) * groups.sizes.sum()).any():
             self._warn_of_ratios(cells.sum(axis=0), f"the largest group has {biggest.max()}")
         return labels.astype(np.min_scalar_type(len(shares)))[groups.codes]
-
-    def _shares_and_rng(self) -> tuple[NDArray[np.float64], Generator]:
-        shares = np.array(list(self.ratios.values()), dtype=np.float64)
-        return shares / shares.sum(), Generator(Philox(self.seed))
-
-    def _require_rows(self, sizes: IntArray) -> None:
-        for (name, ratio), size in zip(self.ratios.items(), sizes.tolist(), strict=True):
-            if size == 0:
-                raise SplitError(
-                    f"split {name!r} would be empty: ratio {ratio} of {sizes.sum()} rows is less "
-                    "than one row; use a larger ratio or more rows"
-                ).with_code("MML-205")
 
     def _require_strata(self, strata: Factor, cells: IntArray, what: str) -> None:
         empty = np.argwhere(cells == 0)
@@ -294,30 +298,3 @@ class RandomSplitter(BaseSplitter):
                 f"splits are far from their ratios: {', '.join(far)}, because {why}",
                 SplitRatioWarning,
             )
-
-
-def _check_ratios(ratios: Any) -> None:
-    if not isinstance(ratios, Mapping) or not ratios:
-        raise SplitError(
-            "ratios must map names to shares, such as {'train': 0.8, 'test': 0.2}, "
-            f"got {ratios!r}"
-        )
-    for name, ratio in ratios.items():
-        if not isinstance(name, str) or not name:
-            raise SplitError(f"the name of a split must be a non-empty string, got {name!r}")
-        if not isinstance(ratio, int | float | np.number) or not 0 < ratio <= 1 + 1e-6:
-            raise SplitError(f"the ratio of {name!r} must be above 0 and at most 1, got {ratio!r}")
-    total = math.fsum(ratios.values())
-    if abs(total - 1) > 1e-6:
-        raise SplitError(
-            f"ratios must sum to 1, got {dict(ratios)!r}, which sum to {total:.6g}"
-        ).with_code("MML-204")
-
-
-def _labels(order: IntArray, sizes: IntArray, n_parts: int | None = None) -> Array:
-    """Return the part of each row, filling parts (of each stratum) in ``order``."""
-    n_parts = n_parts or len(sizes)
-    parts = np.tile(np.arange(n_parts, dtype=np.min_scalar_type(n_parts)), len(sizes) // n_parts)
-    labels = np.empty(len(order), dtype=parts.dtype)
-    labels[order] = np.repeat(parts, sizes)
-    return labels

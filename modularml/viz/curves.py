@@ -89,7 +89,13 @@ def loss_curves(
     """
     curves = _read(series)
     if log:
-        _check_positive(curves)
+        for name, (x, y) in curves.items():
+            bad = np.flatnonzero(y <= 0)
+            if len(bad):
+                raise DataError(
+                    f"log=True needs losses above 0, got {y[bad[0]]:g} in series {name!r} at epoch "
+                    f"{x[bad[0]]}; omit log"
+                )
     if best_epoch is not None:
         _check_epoch(best_epoch, curves)
     figure, axes = new_axes(6.8, 4.0, title=title, x="epoch", y="loss")
@@ -286,16 +292,6 @@ def _draw_one(axes: Any, name: str, x: Array, y: Array, look: dict[str, Any]) ->
         transform=axes.get_xaxis_transform(),
     )  # fmt: skip
     return line, f"{name} ({(~good).sum()} not finite)"
-
-
-def _check_positive(curves: Mapping[str, tuple[Array, Array]]) -> None:
-    for name, (x, y) in curves.items():
-        bad = np.flatnonzero(y <= 0)
-        if len(bad):
-            raise DataError(
-                f"log=True needs losses above 0, got {y[bad[0]]:g} in series {name!r} at epoch "
-                f"{x[bad[0]]}; omit log"
-            )
 
 
 def _check_epoch(epoch: int, curves: Mapping[str, tuple[Array, Array]]) -> None:

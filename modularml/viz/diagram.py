@@ -289,7 +289,13 @@ class Diagram:
         object.__setattr__(self, "edges", tuple(self.edges))
         if self.direction not in ("LR", "TB"):
             raise ConfigError(f"direction must be 'LR' or 'TB', got {self.direction!r}")
-        _check_ids(self.nodes)
+        duplicates = [
+            name for name, count in Counter(node.id for node in self.nodes).items() if count > 1
+        ]
+        if duplicates:
+            raise GraphError(
+                f"node ids must be unique, got more than once: {', '.join(map(repr, duplicates))}"
+            )
         _check_edges(self.nodes, self.edges)
 
     def to_svg(self) -> str:
@@ -344,14 +350,6 @@ class Diagram:
 
     def __repr__(self) -> str:
         return self.to_text()
-
-
-def _check_ids(nodes: Sequence[DiagramNode]) -> None:
-    duplicates = [name for name, count in Counter(node.id for node in nodes).items() if count > 1]
-    if duplicates:
-        raise GraphError(
-            f"node ids must be unique, got more than once: {', '.join(map(repr, duplicates))}"
-        )
 
 
 def _check_edges(nodes: Sequence[DiagramNode], edges: Sequence[DiagramEdge]) -> None:

@@ -157,7 +157,14 @@ def parity(
     entries, ends = [], []
     for i, (label, values) in enumerate({name: y_pred, **(other or {})}.items()):
         true, pred, _ = finite_rows(y_true, values, label)
-        dots = _dots(axes, true, pred, i)
+        # draw one scatter, small and pale if large; return its legend handle
+        look = {"linestyle": "", "markeredgewidth": 0, "markersize": 5.0, "zorder": 3 - i / 100}
+        look |= {"color": SERIES[i % len(SERIES)], "marker": "osD^v"[i % 5]}
+        (handle,) = axes.plot([], [], **look)
+        crowd = len(true) > CROWD
+        look |= {"markersize": 2.5, "alpha": 0.25} if crowd else {"alpha": 0.75}
+        axes.plot(true, pred, rasterized=crowd, **look)
+        dots = handle
         entries.append((dots, f"{label}: {_errors(true, pred, unit, np.size(y_true))}"))
         ends += [true.min(), true.max(), pred.min(), pred.max()]
     low, high = min(ends), max(ends)
@@ -167,17 +174,6 @@ def parity(
     axes.set(xlim=span, ylim=span, aspect="equal")
     legend(axes, [*entries, (line, "equal")], "outside lower left")
     return finish(figure, path)
-
-
-def _dots(axes: Any, true: Array, pred: Array, i: int) -> Any:
-    """Draw one scatter, small and pale if large; return its legend handle."""
-    look = {"linestyle": "", "markeredgewidth": 0, "markersize": 5.0, "zorder": 3 - i / 100}
-    look |= {"color": SERIES[i % len(SERIES)], "marker": "osD^v"[i % 5]}
-    (handle,) = axes.plot([], [], **look)
-    crowd = len(true) > CROWD
-    look |= {"markersize": 2.5, "alpha": 0.25} if crowd else {"alpha": 0.75}
-    axes.plot(true, pred, rasterized=crowd, **look)
-    return handle
 
 
 def _pair(y_true: ArrayLike, y_pred: ArrayLike, name: str) -> tuple[Array, Array]:
