@@ -82,11 +82,8 @@ class Evaluation(Callback):
         if not isinstance(metrics, list | tuple | None):
             raise ConfigError(f"metrics must be a list, got {metrics!r}; write [{metrics!r}]")
         super().__init__(label or eval_phase.label, execution_order)
-        self.eval_phase, self.every_n_epochs, self.run_on_start = (
-            eval_phase,
-            every_n_epochs,
-            run_on_start,
-        )
+        self.eval_phase, self.every_n_epochs = eval_phase, every_n_epochs
+        self.run_on_start = run_on_start
         self.metrics, self.group_by = list(metrics or []), group_by
         self._metrics = [_metric(metric, group_by) for metric in self.metrics]
         for metric in self._metrics:
@@ -164,25 +161,21 @@ class Evaluation(Callback):
         self._feed = None
         return self._evaluate(experiment, None) if self.run_on_start else None
 
-    def on_epoch_end(
-        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Any = None
-    ) -> Any:
+    def on_epoch_end(self, *, experiment: Any, exec_ctx: ExecutionContext, **facts: Any) -> Any:
         """Evaluate after every n-th epoch."""
         if (exec_ctx.epoch_idx + 1) % self.every_n_epochs:
             return None
         return self._evaluate(experiment, exec_ctx)
 
-    def on_phase_end(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
+    def on_phase_end(self, **facts: Any) -> None:
         """Release the batch feed."""
         if self._feed is not None:
             self._feed.release()
             self._feed = None
 
-    def on_exception(
-        self, *, experiment: Any, phase: Any, exception: Any, results: Any = None
-    ) -> None:
+    def on_exception(self, **facts: Any) -> None:
         """Release the batch feed."""
-        self.on_phase_end(experiment=experiment, phase=phase)
+        self.on_phase_end()
 
     def _evaluate(self, experiment: Any, exec_ctx: ExecutionContext | None) -> list[CallbackResult]:
         eval_results = EvalResults(self.eval_phase.label)
@@ -307,17 +300,16 @@ class EvalLossMetric(EvaluationMetric):
 
     def attach(self, phase: EvalPhase) -> None:
         """Add the loss to the evaluation phase."""
-        if all(applied is not self.loss for applied in phase.losses):
-            if any(
-                applied.label == self.loss.label and applied != self.loss
-                for applied in phase.losses
-            ):
-                raise ConfigError(
-                    f"phase {phase.label!r} has another loss {self.loss.label!r}; pass label= to "
-                    "AppliedLoss"
-                )
-            if all(applied != self.loss for applied in phase.losses):
-                phase.losses.append(self.loss)
+        if any(applied is self.loss for applied in phase.losses):
+            return
+        namesakes = [applied for applied in phase.losses if applied.label == self.loss.label]
+        if any(applied != self.loss for applied in namesakes):
+            raise ConfigError(
+                f"phase {phase.label!r} has another loss {self.loss.label!r}; pass label= to "
+                "AppliedLoss"
+            )
+        if self.loss not in phase.losses:
+            phase.losses.append(self.loss)
 
     def extract(
         self, *, eval_result: EvaluationCallbackResult, exec_ctx: ExecutionContext | None = None

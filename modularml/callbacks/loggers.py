@@ -108,9 +108,7 @@ class CSVLogger(Callback):
         if runner is not None and runner.owned.add(self.path):
             self._replaces = not self.append and not runner.is_resumed
 
-    def on_epoch_end(
-        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Any = None
-    ) -> None:
+    def on_epoch_end(self, *, phase: Any, exec_ctx: Any, results: Any = None, **facts: Any) -> None:
         """Write the line of an epoch."""
         epoch = exec_ctx.epoch_idx
         row = {"phase": phase.label, "epoch": epoch, **results._metrics.at_epoch(epoch)}
@@ -184,9 +182,7 @@ class LivePlot(Callback):
         self._handle, self._due = None, 0.0
         self._last, self._shown = -1, True
 
-    def on_epoch_end(
-        self, *, experiment: Any, phase: Any, exec_ctx: Any, results: Any = None
-    ) -> None:
+    def on_epoch_end(self, *, phase: Any, exec_ctx: Any, results: Any = None, **facts: Any) -> None:
         """Plot after every n-th epoch, but not more often than `min_seconds`."""
         self._shown = (exec_ctx.epoch_idx + 1) % self.every_n_epochs == 0
         self._shown &= monotonic() >= self._due

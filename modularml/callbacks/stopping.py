@@ -145,9 +145,7 @@ class EarlyStopping(Callback):
                 f"it; pass EarlyStopping an execution_order above {loggers[0].execution_order}"
             )
 
-    def on_epoch_end(
-        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Any = None
-    ) -> CallbackResult | None:
+    def on_epoch_end(self, *, phase: Any, exec_ctx: Any, results: Any = None, **facts: Any) -> None:
         """Update the best epoch and its state; stop when patience has run out."""
         epoch = exec_ctx.epoch_idx
         try:
@@ -155,7 +153,7 @@ class EarlyStopping(Callback):
         except MetricNotLoggedError:
             logged = [name for c in phase.callbacks for name in getattr(c, "logs", [])]
             if self._monitor in [*logged, *results.metric_names()]:  # in other epochs
-                return None
+                return
             raise
         if math.isnan(value):
             warn(
@@ -170,11 +168,8 @@ class EarlyStopping(Callback):
         elif self._patience.is_spent:
             self._stopped = epoch
             phase.request_stop()
-        return None
 
-    def on_phase_end(
-        self, *, experiment: Any, phase: Any, results: Any = None
-    ) -> EarlyStoppingResult | None:
+    def on_phase_end(self, *, phase: Any, results: Any = None, **facts: Any) -> EarlyStoppingResult:
         """Restore the best epoch if configured, and return a summary."""
         restored = self._restore_best and self._best_state is not None
         if restored:

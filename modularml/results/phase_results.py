@@ -156,9 +156,7 @@ class PhaseResults:
         rows: dict[FeatureSetView, list[Array]] = {}
         for ctx in self._recorded(batch):
             for source in ctx.sources(node_id):
-                layout = ctx.layout
-                assert layout is not None
-                view = layout.views[source]
+                view = ctx._layout().views[source]
                 same_set = next((v for v in rows if v.source is view.source), view)
                 rows.setdefault(same_set, []).append(ctx.indices(source)[role])
         views = {}
@@ -227,10 +225,8 @@ class PhaseResults:
         return [c for c in self._execution if batch in (None, c.batch_idx)]
 
     def _node_id(self, node: str | GraphNode) -> str:
-        labels: dict[str, str] = {}
-        if (ctx := next(iter(self._execution), None)) is not None:
-            assert ctx.layout is not None
-            labels = dict(ctx.layout.labels)
+        first = next(iter(self._execution), None)
+        labels = {} if first is None else dict(first._layout().labels)
         name = node.label if isinstance(node, GraphNode) else node
         for node_id, label in labels.items():
             if name in (node_id, label):

@@ -6,8 +6,9 @@ import json
 import shutil
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable
-from functools import partial, wraps
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,21 +29,6 @@ __all__ = ["Tracker", "TrackingWarning"]
 
 class TrackingWarning(UserWarning):
     """A tracker stopped logging; the run that it logged is not affected."""
-
-
-def _harmless(hook: Callable[..., None]) -> Callable[..., None]:
-    """Let no error of a tracker's own stop a run."""
-
-    @wraps(hook)
-    def call(self: Tracker, **facts: Any) -> None:
-        try:
-            hook(self, **facts)
-        except TrackingWarning:  # warnings are errors, as the user asked for
-            raise
-        except Exception as error:  # noqa: BLE001
-            self._give_up(error)
-
-    return call
 
 
 class Tracker(ExperimentCallback):
@@ -147,15 +133,15 @@ class Tracker(ExperimentCallback):
         """Name runs by the label of their experiment, which is that of the fold."""
         self.name = None
 
-    @_harmless
     def on_run_start(self, *, experiment: Any, run: Any) -> None:
         """Open a run, or that of the checkpoint which is resumed."""
-        runner = experiment._runner
-        if not all(phase.is_main for _, phase in runner.item.paths()):
-            return
-        alone = "" if run.label == experiment.label else f"_{run.label}"
-        resumed = self.run_id_ if runner.is_resumed else ""
-        self._begin(run, experiment, f"{self.name or experiment.label}{alone}", resumed)
+        with self._harmless():
+            runner = experiment._runner
+            if not all(phase.is_main for _, phase in runner.item.paths()):
+                return
+            alone = "" if run.label == experiment.label else f"_{run.label}"
+            resumed = self.run_id_ if runner.is_resumed else ""
+            self._begin(run, experiment, f"{self.name or experiment.label}{alone}", resumed)
 
     def on_epoch_end(self, *, experiment: Any, path: str, results: Any, epoch: int) -> None:
         """Add the metrics of an epoch to those that are sent next."""
@@ -165,38 +151,34 @@ class Tracker(ExperimentCallback):
         elif session is not None:
             self._give_up(session.error)
 
-    @_harmless
     def on_run_end(self, *, experiment: Any, run: Any) -> None:
         """Send what was not sent, and the files; close the run."""
         session = self._session
         if session is not None and session.owner is run:
-            session.add_all(run.results)
-            self._end(session, run.status, experiment, run)
+            with self._harmless():
+                session.add_all(run.results)
+                self._end(session, run.status, experiment, run)
 
     def on_variants_start(self, *, experiment: Any, label: str, resume: bool) -> None:
         """Open a run that the runs of folds, members or trials are logged below."""
         self.check_ready(experiment)
         self._own_parent, self.parent = self.parent, ""
-        self._begin_variants(experiment=experiment, label=label, resume=resume)
+        with self._harmless():
+            note = experiment._checkpoint_dir  # a file there holds the id of the run of all
+            if note is not None:
+                note /= f"{label}.{self.label}.run-id".replace("/", "_")
+            is_known = resume and note is not None and note.exists()
+            self.parent = self._own_parent
+            try:
+                self._begin(label, experiment, label, note.read_text("utf-8") if is_known else "")
+            finally:
+                session = self._session
+                self.parent = session.store.group if session is not None else ""
+                _failed.discard(self.parent)
+            if note is not None and self.parent:
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(self.run_id_, "utf-8")
 
-    @_harmless
-    def _begin_variants(self, *, experiment: Any, label: str, resume: bool) -> None:
-        note = experiment._checkpoint_dir  # the file that holds the id of the run of all variants
-        if note is not None:
-            note /= f"{label}.{self.label}.run-id".replace("/", "_")
-        run_id = note.read_text("utf-8") if resume and note is not None and note.exists() else ""
-        self.parent = self._own_parent
-        try:
-            self._begin(label, experiment, label, run_id)
-        finally:
-            session = self._session
-            self.parent = session.store.group if session is not None else ""
-            _failed.discard(self.parent)
-        if note is not None and self.parent:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(self.run_id_, "utf-8")
-
-    @_harmless
     def on_variants_end(
         self, *, experiment: Any, label: str, runs: Any, error: BaseException | None
     ) -> None:
@@ -205,21 +187,32 @@ class Tracker(ExperimentCallback):
         session = self._session
         if session is None:
             return
-        figures, _, _ = logged_figures({k: e.history[-1].results for k, e in runs.items()}, "kept")
-        names = dict.fromkeys(name for row in figures.values() for name in row)
-        for name in names:
-            values = [row[name] for row in figures.values() if name in row]
-            score = name.replace(".", "/", 1)
-            session.add("best" if "best" in figures else "mean", {score: float(np.mean(values))}, 0)
-            if len(values) > 1:
-                session.add("std", {score: float(np.std(values, ddof=1))}, 0)
-        session.flush()
-        status = "completed" if error is None else "failed"
-        self._end(
-            session, "interrupted" if error and is_interruption(error) else status, experiment
-        )
+        with self._harmless():
+            results = {key: member.history[-1].results for key, member in runs.items()}
+            figures = logged_figures(results, "kept")[0]
+            kind = "best" if "best" in figures else "mean"
+            for name in dict.fromkeys(name for row in figures.values() for name in row):
+                values = [row[name] for row in figures.values() if name in row]
+                score = name.replace(".", "/", 1)
+                session.add(kind, {score: float(np.mean(values))}, 0)
+                if len(values) > 1:
+                    session.add("std", {score: float(np.std(values, ddof=1))}, 0)
+            session.flush()
+            is_stopped = error is not None and is_interruption(error)
+            status = "interrupted" if is_stopped else "failed" if error else "completed"
+            self._end(session, status, experiment)
 
     # -- internals ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Let no error of a tracker's own stop a run."""
+        try:
+            yield
+        except TrackingWarning:  # warnings are errors, as the user asked for
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._give_up(error)
 
     def _begin(self, owner: Any, experiment: Any, name: str, run_id: str) -> None:
         """Open a run in a new thread, and wait for it."""
