@@ -92,7 +92,8 @@ def with_arguments_of(base: Any, cls: Any) -> None:
     named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     if len(named) < len(signature.parameters):
         known = inspect.signature(base.__init__).parameters
-        rest = [p for name, p in known.items() if name not in signature.parameters]
+        others = [p for name, p in known.items() if name not in signature.parameters]
+        rest = [p.replace(kind=p.KEYWORD_ONLY) for p in others]
         cls.__init__.__signature__ = signature.replace(parameters=[*named, *rest])
 
 

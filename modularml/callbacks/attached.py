@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from modularml.data.execution import ExecutionContext
-from modularml.engine.callback import Callback, callback_registry
+from modularml.engine.callback import Callback, CallbackOptions, registered
 from modularml.errors import ConfigError, expect
 from modularml.loops.attachments import Attachment
 from modularml.loops.runner import Event, Listeners
@@ -14,6 +14,7 @@ from modularml.loops.runner import Event, Listeners
 __all__ = ["Attached"]
 
 
+@registered
 class Attached(Callback, Listeners):
     """Call event listeners of `modularml.runner` in a phase.
 
@@ -40,13 +41,9 @@ class Attached(Callback, Listeners):
     """
 
     def __init__(
-        self,
-        attachments: Sequence[Attachment] = (),
-        *,
-        label: str | None = None,
-        execution_order: int = 0,
+        self, attachments: Sequence[Attachment] = (), **options: Unpack[CallbackOptions]
     ) -> None:
-        Callback.__init__(self, label, execution_order)
+        Callback.__init__(self, **options)
         Listeners.__init__(self)
         self.attachments = list(expect("attachments", attachments, (list, tuple), "a list"))
         self.state: dict[str, Any] = {}
@@ -97,6 +94,3 @@ class Attached(Callback, Listeners):
     def _fire(self, event: Event) -> None:
         for _, listener in self._ranked[event.value]:
             listener(self.state)
-
-
-callback_registry.register("Attached", Attached)

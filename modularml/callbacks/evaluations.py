@@ -11,7 +11,7 @@ from modularml._arguments import at_least
 from modularml.config import Configurable
 from modularml.data.execution import ExecutionContext
 from modularml.engine.batch_feed import BatchFeed
-from modularml.engine.callback import Callback, CallbackResult, MetricResult, callback_registry
+from modularml.engine.callback import Callback, CallbackResult, MetricResult, registered
 from modularml.engine.loop import Display, run_phase
 from modularml.errors import ConfigError
 from modularml.phases.train_eval import EvalPhase
@@ -32,6 +32,7 @@ __all__ = [
 Metric: TypeAlias = "EvaluationMetric | str | Callable[..., float]"
 
 
+@registered
 class Evaluation(Callback):
     """Run an evaluation at the end of epochs, without changing any state.
 
@@ -205,9 +206,6 @@ def _metric(metric: Any, group_by: str | None) -> EvaluationMetric:
     if isinstance(metric, str) or callable(metric):
         return ScoreMetric(metric, group_by=group_by)
     raise TypeError(f"metrics must be names, functions or EvaluationMetrics, got {metric!r}")
-
-
-callback_registry.register("Evaluation", Evaluation)
 
 
 @dataclass

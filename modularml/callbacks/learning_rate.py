@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from modularml._arguments import at_least
 from modularml._typing import Array
 from modularml.backends import adapter_for
 from modularml.config import Configurable
-from modularml.engine.callback import Callback, MetricResult, callback_registry
+from modularml.engine.callback import Callback, CallbackOptions, MetricResult, registered
 from modularml.errors import ConfigError, NonFiniteLossError, expect
 from modularml.phases.train_eval import TrainPhase
 from modularml.viz.curves import series
@@ -169,11 +169,7 @@ class LearningRateFinder(Configurable):
         return found
 
     def _smoothed(self, losses: list[float]) -> Array:
-        mean, values = 0.0, []
-        for i, loss in enumerate(losses, 1):
-            mean = self.smoothing * mean + (1 - self.smoothing) * loss
-            values.append(mean / (1 - self.smoothing**i))
-        return np.array(values)
+        return np.asarray(pd.Series(losses).ewm(alpha=1 - self.smoothing).mean())
 
 
 def _losses(feed: Any, phase: TrainPhase, optimizers: list[Any], rates: Array) -> Iterator[float]:
@@ -222,6 +218,7 @@ def _without_schedules(optimizers: list[Any]) -> Iterator[None]:
             optimizer.scheduler = scheduler
 
 
+@registered
 class LearningRateMonitor(Callback):
     """Log the learning rates of each epoch or batch.
 
@@ -246,10 +243,9 @@ class LearningRateMonitor(Callback):
         self,
         *,
         every: Literal["epoch", "batch"] = "epoch",
-        label: str | None = None,
-        execution_order: int = 0,
+        **options: Unpack[CallbackOptions],
     ) -> None:
-        super().__init__(label, execution_order)
+        super().__init__(**options)
         self.every = every
 
     def on_epoch_start(self, *, phase: Any, **facts: Any) -> list[MetricResult] | None:
@@ -276,6 +272,3 @@ class LearningRateMonitor(Callback):
                     parts = ("lr", label, names[group])
                     results.append(MetricResult("_".join(filter(None, parts)), rate))
         return results
-
-
-callback_registry.register("LearningRateMonitor", LearningRateMonitor)

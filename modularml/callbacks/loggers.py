@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from modularml._arguments import at_least
 from modularml._optional import require
 from modularml.backends.options import GradientSquares
 from modularml.data.execution import ExecutionContext
-from modularml.engine.callback import Callback, MetricResult, callback_registry
+from modularml.engine.callback import Callback, CallbackOptions, MetricResult, registered
 from modularml.errors import ConfigError
 from modularml.graph.model_node import ModelNode
 from modularml.io.names import folder_at
@@ -25,6 +25,7 @@ from modularml.viz.curves import series
 __all__ = ["CSVLogger", "GradientNorms", "LivePlot", "MetricCallback"]
 
 
+@registered
 class CSVLogger(Callback):
     """Write the metrics of each epoch to a CSV file, complete after every epoch.
 
@@ -128,9 +129,7 @@ class CSVLogger(Callback):
         self.lines_ += 1
 
 
-callback_registry.register("CSVLogger", CSVLogger)
-
-
+@registered
 class LivePlot(Callback):
     """Plot epoch metrics in a notebook, updating one figure in place.
 
@@ -215,9 +214,7 @@ class LivePlot(Callback):
             self._handle.update(figure)
 
 
-callback_registry.register("LivePlot", LivePlot)
-
-
+@registered
 class GradientNorms(Callback):
     """Log the Euclidean norm of the gradients of each node, and of all together.
 
@@ -249,10 +246,9 @@ class GradientNorms(Callback):
         self,
         *,
         every: Literal["epoch", "batch"] = "epoch",
-        label: str | None = None,
-        execution_order: int = 0,
+        **options: Unpack[CallbackOptions],
     ) -> None:
-        super().__init__(label, execution_order)
+        super().__init__(**options)
         self.every = every
         self.gradient_squares = GradientSquares()
         self._updates: list[dict[str, float]] = []
@@ -330,9 +326,7 @@ class GradientNorms(Callback):
         self._updates, self._labels = [dict(norms) for norms in state["updates"]], None
 
 
-callback_registry.register("GradientNorms", GradientNorms)
-
-
+@registered
 class MetricCallback(Callback):
     """Log a metric computed by a function at the end of each epoch.
 
@@ -378,6 +372,3 @@ class MetricCallback(Callback):
         """Compute and log the metric."""
         value = self.fn(**facts)
         return None if value is None else MetricResult(self.name, float(value))
-
-
-callback_registry.register("MetricCallback", MetricCallback)

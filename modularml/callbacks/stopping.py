@@ -7,11 +7,17 @@ import math
 import re
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 from modularml._warning import warn
 from modularml.data.execution import ExecutionContext
-from modularml.engine.callback import Callback, CallbackResult, PayloadResult, callback_registry
+from modularml.engine.callback import (
+    Callback,
+    CallbackOptions,
+    CallbackResult,
+    PayloadResult,
+    registered,
+)
 from modularml.engine.loop import EpochOverError
 from modularml.engine.monitoring import check_logged, direction
 from modularml.errors import ConfigError, MetricNotLoggedError
@@ -39,6 +45,7 @@ class EarlyStoppingResult(CallbackResult):
     restored: bool = False
 
 
+@registered
 class EarlyStopping(Callback):
     """Stop training when a metric has not improved for some epochs.
 
@@ -208,15 +215,13 @@ class EarlyStopping(Callback):
         self._stopped, self._best_state, self._best_steps = None, None, StepLog()
 
 
-callback_registry.register("EarlyStopping", EarlyStopping)
-
-
 _UNITS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "min": 60.0, "s": 1.0, "": 1.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s|)")
 
 logger = logging.getLogger(__name__)
 
 
+@registered
 class MaxTime(Callback):
     """Stop a phase after a time.
 
@@ -256,10 +261,9 @@ class MaxTime(Callback):
         budget: float | str,
         *,
         every: Literal["epoch", "batch"] = "epoch",
-        label: str | None = None,
-        execution_order: int = 0,
+        **options: Unpack[CallbackOptions],
     ) -> None:
-        super().__init__(label, execution_order)
+        super().__init__(**options)
         self.budget, self.every = budget, every
         if isinstance(budget, str):
             parts = _PART.findall(budget.strip())
@@ -327,6 +331,3 @@ class MaxTime(Callback):
         self._stopped = epoch
         logger.info("phase %r stops in epoch %d: %s is over", phase.label, epoch, self.budget)
         phase.request_stop()
-
-
-callback_registry.register("MaxTime", MaxTime)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from modularml.backends import adapter_for
 from modularml.data.batch import as_numpy
 from modularml.data.execution import ExecutionContext
-from modularml.engine.callback import Callback, callback_registry
+from modularml.engine.callback import Callback, CallbackOptions, registered
 from modularml.errors import BackendNotSupportedError, ConfigError
 from modularml.graph.model_node import ModelNode
 from modularml.io.randomness import unchanged_randomness
@@ -173,6 +173,7 @@ class _WeightAverage(Callback):
             self._trained = {}
 
 
+@registered
 class EMA(_WeightAverage):
     """Average the weights exponentially; evaluations and the trained graph use the average.
 
@@ -233,6 +234,7 @@ class EMA(_WeightAverage):
             self._update(phase)
 
 
+@registered
 class SWA(_WeightAverage):
     """Average the weights of the last epochs equally (stochastic weight averaging).
 
@@ -311,10 +313,7 @@ def _arrays(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: as_numpy(value).copy() for name, value in values.items()}
 
 
-for _cls in (EMA, SWA):
-    callback_registry.register(_cls.__name__, _cls)
-
-
+@registered
 class ProgressiveUnfreezing(Callback):
     """Freeze nodes at first and unfreeze them at given epochs.
 
@@ -337,10 +336,8 @@ class ProgressiveUnfreezing(Callback):
     {3: ['encoder'], 6: ['stem']}
     """
 
-    def __init__(
-        self, at: Mapping[int, Any], *, label: str | None = None, execution_order: int = 0
-    ) -> None:
-        super().__init__(label, execution_order)
+    def __init__(self, at: Mapping[int, Any], **options: Unpack[CallbackOptions]) -> None:
+        super().__init__(**options)
         if not isinstance(at, Mapping) or not at:
             raise ConfigError(f"at must map epochs to nodes, got {at!r}")
         if bad := [e for e in at if not isinstance(e, Integral) or isinstance(e, bool) or e < 0]:
@@ -383,6 +380,3 @@ class ProgressiveUnfreezing(Callback):
         """Unfreeze the nodes of this epoch."""
         if names := self.at.get(exec_ctx.epoch_idx):
             phase.graph().unfreeze(names)
-
-
-callback_registry.register("ProgressiveUnfreezing", ProgressiveUnfreezing)

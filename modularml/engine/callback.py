@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypedDict, TypeVar
 
+from modularml._arguments import with_arguments_of
 from modularml._registry import Registry
 from modularml.config import Configurable, Stateful
 from modularml.data.execution import ExecutionContext
@@ -19,6 +20,7 @@ from modularml.results.phase_results import PhaseResults
 __all__ = [
     "ArtifactResult",
     "Callback",
+    "CallbackOptions",
     "CallbackResult",
     "ExperimentCallback",
     "Hooks",
@@ -26,6 +28,7 @@ __all__ = [
     "PayloadResult",
     "PhaseHooks",
     "callback_registry",
+    "registered",
 ]
 
 PHASE_HOOKS = (
@@ -54,6 +57,7 @@ EXPERIMENT_HOOKS = (
 
 
 Results: TypeAlias = PhaseResults | None
+C = TypeVar("C")
 
 
 class _CallbackBase(Configurable, Stateful):
@@ -96,6 +100,13 @@ class _CallbackBase(Configurable, Stateful):
 
     def separate_files(self, label: str) -> None:
         """Write to separate files from now on, those of the fold with this label."""
+
+
+class CallbackOptions(TypedDict, total=False):
+    """Arguments of all callbacks."""
+
+    label: str | None
+    execution_order: int
 
 
 class Callback(_CallbackBase):
@@ -338,3 +349,10 @@ class PhaseHooks(Hooks):
 
 
 callback_registry: Registry[type] = Registry("callback")
+
+
+def registered(cls: type[C]) -> type[C]:
+    """Register a callback, which may pass on `CallbackOptions` as ``**options``."""
+    with_arguments_of(Callback, cls)
+    callback_registry.register(cls.__name__, cls)
+    return cls

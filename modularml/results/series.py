@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Self, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ class Number(float):
         return float(self)
 
 
-class Values(Sequence[T]):
+class Values(Generic[T]):
     """Values that are computed on access.
 
     Parameters
@@ -77,7 +77,7 @@ class Values(Sequence[T]):
         """All values as numbers; None if one is not a number."""
         if self._numbers is not None:
             return np.asarray(self._numbers[self._places])
-        numbers = [getattr(value, "value", value) for value in self]
+        numbers = [getattr(value, "value", value) for value in self.tolist()]
         if all(isinstance(v, int | float | np.number) for v in numbers):
             return np.array(numbers)
         return None
@@ -94,18 +94,6 @@ class Values(Sequence[T]):
 
     def __len__(self) -> int:
         return len(self._places)
-
-    @overload
-    def __getitem__(self, place: int) -> T: ...
-    @overload
-    def __getitem__(self, place: slice) -> Values[T]: ...
-    def __getitem__(self, place: int | slice) -> T | Values[T]:
-        if isinstance(place, slice):
-            return self.take(place)
-        return self._make(self._places[[place]])[0]
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self.tolist())
 
 
 class AxisSeries(Generic[T]):
@@ -244,7 +232,7 @@ class AxisSeries(Generic[T]):
                 f"one() needs exactly one value, there are {len(self)}; narrow it with "
                 f"where({', '.join(f'{a}=...' for a in self._axes)})"
             )
-        return self._values[0]
+        return self.values()[0]
 
     def first(self, sort_by: str | None = None) -> T:
         """Return the first value, in order of appearance or along an axis."""
@@ -295,7 +283,7 @@ class AxisSeries(Generic[T]):
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per value: a column per axis, and ``value`` (loss numbers)."""
         numbers = self._values.numbers
-        value = np.fromiter(self._values, dtype=object) if numbers is None else numbers
+        value = np.fromiter(self.values(), dtype=object) if numbers is None else numbers
         return pd.DataFrame({**self._named(), "value": value})
 
     def plot(self, *, x: str | None = None, title: str = "", path: Any = None) -> Any:
@@ -336,7 +324,7 @@ class AxisSeries(Generic[T]):
         return selected.one()
 
     def __iter__(self) -> Iterator[T]:
-        return iter(self._values)
+        return iter(self.values())
 
     def __len__(self) -> int:
         return len(self._values)
@@ -367,7 +355,7 @@ class AxisSeries(Generic[T]):
         if sort_by is not None:
             column = self._columns[self._axis_index(sort_by)]
             i = int(np.argsort(column, kind="stable")[i])
-        return self._values[i if i >= 0 else len(self) - 1]
+        return self._values.take([i]).tolist()[0]
 
 
 def _column(keys: list[Any]) -> Array:

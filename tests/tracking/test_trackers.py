@@ -322,7 +322,7 @@ class TestFailures:
         monkeypatch.setattr(TensorBoardTracker, "open_store", lambda *args: time.sleep(2))
         self.quiet_run(planned(tracker), "no answer within timeout=0.2 seconds")
 
-    @pytest.mark.parametrize("name", ["config_of", "phases_in", "logged_figures"])
+    @pytest.mark.parametrize("name", ["config_of", "Session.add_all", "logged_figures"])
     def test_a_mistake_of_its_own(self, store, monkeypatch, name):
         def fails(*args):
             raise ZeroDivisionError("of its own")
