@@ -27,11 +27,11 @@ from modularml.engine.batch_schedule import (
 )
 from modularml.engine.binding import Bound, roles_of
 from modularml.errors import ConfigError, DataError
-from modularml.graph.inputs import CHUNK_BYTES, column_tensor, frozen_outputs, pieces
+from modularml.graph.inputs import CHUNK_BYTES, column_tensor, frozen_outputs, mean_one, pieces
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.model_graph import ModelGraph
-from modularml.graph.plan import InputSlot, StepPlan
-from modularml.graph.sample_weights import mean_one
+from modularml.graph.plan import StepPlan
+from modularml.graph.segment import InputSlot
 from modularml.samplers import EpochBatches
 from modularml.training import AppliedLoss
 

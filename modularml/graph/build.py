@@ -21,7 +21,7 @@ from modularml.graph.merge import side_by_side
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.node_graph import id_among
-from modularml.graph.program import backends_of
+from modularml.graph.topology import backends_of
 from modularml.models.base import Place
 
 __all__ = ["build_nodes", "columns_shape", "input_shapes", "output_shape", "ready"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,11 +21,19 @@ from modularml.data.padding import held, step_weights
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError, NonFiniteLossError
 from modularml.graph.calling import check_cast, may_change
-from modularml.graph.plan import InputSlot, StepPlan
-from modularml.graph.program import converted
-from modularml.graph.sample_weights import mean_one
+from modularml.graph.plan import StepPlan
+from modularml.graph.segment import InputSlot, converted
 
-__all__ = ["column_tensor", "fill", "frozen_outputs", "not_finite", "pieces", "run_step", "stacked"]
+__all__ = [
+    "column_tensor",
+    "fill",
+    "frozen_outputs",
+    "mean_one",
+    "not_finite",
+    "pieces",
+    "run_step",
+    "stacked",
+]
 
 CHUNK_BYTES = 4 * 2**20
 BLOCK_ROWS = 2**16
@@ -366,6 +374,15 @@ def _repeatable(adapter: BackendAdapter, run: Any, rows: IntArray) -> bool:
     half = adapter.to_numpy(run(rows[: max(1, len(rows) // 2)]))
     same = np.array_equal(first, again, equal_nan=True)
     return same and np.allclose(first[: len(half)], half, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def mean_one(values: Array, bounds: Sequence[int] | Array) -> Array:
+    """Return weights scaled to mean 1 in each batch; all-zero batches stay 0."""
+    starts = np.asarray(bounds[:-1])
+    sizes, sums = np.diff(bounds), np.add.reduceat(values, starts)
+    factors = np.divide(sizes, sums, out=np.zeros(len(sums)), where=sums > 0)
+    scaled: Array = values * np.repeat(factors, sizes)
+    return scaled
 
 
 def not_finite(plan: StepPlan, ctx: ExecutionContext, batch: int) -> dict[str, list[Any]]:

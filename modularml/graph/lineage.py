@@ -22,7 +22,7 @@ from modularml.data.lineage import (
     source_columns_of,
 )
 from modularml.data.references import FeatureSetReference
-from modularml.data.schema import RAW
+from modularml.data.schema import RAW, ColumnSpec
 from modularml.data.selectors import as_list
 from modularml.data.sources import check_lengths
 from modularml.errors import DataError, GraphError, LossError, UnknownNameError
@@ -32,6 +32,7 @@ from modularml.training import AppliedLoss, LossInput
 __all__ = [
     "RawColumns",
     "column_above",
+    "columns_behind",
     "is_integer",
     "lineages_of",
     "loss_inputs",
@@ -210,6 +211,22 @@ def mask_above(lineages: Mapping[Any, ColumnLineage], node: ComputeNode) -> tupl
         )
     ((_, mask), source) = next(iter(masks.items()))
     return source, mask
+
+
+def columns_behind(ref: Any, nodes: Mapping[str, ComputeNode]) -> list[ColumnSpec] | None:
+    """Return the columns that reach an input; None if an output of a node with a model does."""
+    if isinstance(ref, FeatureSetReference):
+        schema = ref.resolve().collection.schema
+        return [schema[name] for name in ref.columns("features")]
+    above, specs = nodes[resolve_id(ref)], list[ColumnSpec]()
+    if hasattr(above, "model"):
+        return None
+    for upstream in above.upstream_refs:
+        behind = columns_behind(upstream, nodes)
+        if behind is None:
+            return None
+        specs += behind
+    return specs
 
 
 def is_integer(flow: ColumnLineage) -> bool:

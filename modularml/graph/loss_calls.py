@@ -28,7 +28,6 @@ __all__ = [
     "misfit",
     "padding_of",
     "squeezed",
-    "weighted",
 ]
 
 
@@ -281,11 +280,6 @@ def _not_of_samples(applied: AppliedLoss, actual: str, expected: str) -> str:
         f"loss {applied.label!r} returned values of {actual} for {expected}. Return one value per "
         "sample or element, or declare a loss over pairs or events: Loss(..., over='batch')"
     )
-
-
-def weighted(fn: Callable[..., Any], weight: float) -> Callable[..., Any]:
-    """Return a function whose value is multiplied by a weight."""
-    return lambda *args: fn(*args) * weight
 
 
 def misfit(

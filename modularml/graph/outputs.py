@@ -21,7 +21,7 @@ from modularml.errors import ConfigError, ScalerError, UnknownNameError
 from modularml.graph.lineage import lineages_of, loss_inputs, pick_column, source_columns_of
 from modularml.graph.model_node import ModelNode, Pairing
 from modularml.graph.node import ComputeNode
-from modularml.graph.program import backends_of
+from modularml.graph.topology import backends_of
 from modularml.training import AppliedLoss
 from modularml.training.loss import CLASS_INDEX, CLASS_SET, MARGINS, SHARES
 

@@ -8,284 +8,82 @@ run in sequence; outputs passed between them are converted and carry no gradient
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from operator import is_
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from modularml._typing import Shape
-from modularml.backends import PLAIN, BackendAdapter, StepOptions
+from modularml.backends import PLAIN, BackendAdapter, StepOptions, adapter_for
 from modularml.backends.base import NotFiniteError
+from modularml.backends.fingerprint import Identity, fingerprint
 from modularml.backends.options import NotStackableError, StackMember
-from modularml.data.execution import Layout, WeightSource
-from modularml.data.lineage import Source
-from modularml.errors import BackendNotSupportedError, ShapeError
-from modularml.training import AppliedLoss
+from modularml.data.execution import Layout
+from modularml.errors import BackendNotSupportedError
+from modularml.graph.model_node import ModelNode
+from modularml.graph.node import ComputeNode
+from modularml.graph.segment import InputSlot, Segment, StepFunction
+from modularml.training import AppliedLoss, Optimizer
 
-__all__ = ["Crossing", "InputSlot", "LossOp", "Op", "OutputMemory", "Segment", "StepPlan"]
-
-StepFunction: TypeAlias = Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
-
-
-@dataclass(frozen=True)
-class InputSlot:
-    """One input tensor of a step.
-
-    Parameters
-    ----------
-    role : str
-    source : Source or None
-        Where the rows come from.
-    columns : tuple of str
-        Columns that are stacked.
-    dtype : object
-        Of the framework; None keeps the column's dtype.
-    shape : tuple of int or None
-        Shape of one sample; None keeps the shape of the stacked columns.
-    node_id : str or None
-        A frozen node whose outputs replace columns.
-    weight_source : WeightSource or None
-        Source of the sample weights of a loss, which replace columns.
-    normalized : bool
-        Whether weights are scaled to mean 1 in each batch.
-    padding : str
-        Padded columns as they are (``"kept"``), with 0 for padding (``"blank"``), or the weight of
-        each element instead (``"weights"``).
-    adapter : BackendAdapter
-        Adapter of the framework that reads it.
-    device : object
-        Device of the tensor; None if irrelevant.
-    """
-
-    role: str
-    source: Source
-    columns: tuple[str, ...] = ()
-    dtype: Any = None
-    shape: Shape | None = None
-    node_id: str | None = None
-    weight_source: WeightSource | None = None
-    normalized: bool = True
-    padding: Literal["kept", "blank", "weights"] = "kept"
-    adapter: Any = None
-    device: Any = None
+__all__ = ["OutputMemory", "PlanKey", "StepPlan"]
 
 
 @dataclass(frozen=True)
-class Crossing:
-    """The output of a node of another segment as an input of this one."""
+class PlanKey:
+    """What a step plan was compiled from; a plan whose key no longer matches is outdated.
 
-    node_id: str
-    role: str
-    dtype: Any = None
-
-
-@dataclass(frozen=True)
-class Op:
-    """An operation that reads some slots and writes another."""
-
-    fn: Callable[..., Any]
-    args: tuple[int, ...]
-    out: int
-    many: bool
-    writes: bool = False
-    """Whether it may change its inputs in place."""
-
-
-@dataclass(frozen=True)
-class LossOp:
-    """A loss that reads some slots."""
-
-    fn: Callable[..., Any]
-    args: tuple[int, ...]
-
-
-@dataclass
-class Segment:
-    """The part of a step that one framework runs.
+    Values of weights are not part of it: `StepPlan.static_version` shows whether cached outputs of
+    the frozen part are still valid.
 
     Attributes
     ----------
-    adapter : BackendAdapter
-    modes : list of (module, bool)
-        Models, and whether each runs in training mode.
-    optimizers : list of Optimizer
-        Optimizers of the weights; empty if no loss of this segment reaches them.
-    takes : list of (int, callable or None)
-        Its inputs: the index of a tensor of the plan's slots, or that of an output of an earlier
-        segment and its conversion.
-    places : list of int
-        Indices of its losses among the plan's.
-    eager : bool
-        Whether a node is fitted in the step, so that the step cannot be traced.
+    columns : tuple
+        Columns that each reference currently denotes.
+    models : tuple
+        For each model: its object, whether it is fitted, the shape of its outputs, and
+        `BackendAdapter.signature`: layers
+        and parameters with their shapes, dtypes and whether they are trainable.
+    losses : tuple
+        Weight, function and arguments of each loss.
+    optimizers : tuple
+        The framework's object and the arguments of each optimizer.
     """
 
-    adapter: BackendAdapter
-    modes: list[tuple[Any, bool]]
-    optimizers: list[Any]
-    takes: list[tuple[int, Callable[[Any], Any] | None]]
-    places: list[int]
-    _ops: list[Op] = field(default_factory=list)
-    _losses: list[LossOp] = field(default_factory=list)
-    _out_slots: list[int] = field(default_factory=list)
-    _promised: list[tuple[str, Shape | None]] = field(default_factory=list)
-    _n_slots: int = 0
-    eager: bool = False
-    _shapes: list[Any] = field(default_factory=list)
+    columns: tuple[Hashable, ...]
+    models: tuple[Hashable, ...]
+    losses: tuple[Hashable, ...]
+    optimizers: tuple[Hashable, ...]
 
-    def compute(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
-        """Return (total loss, losses, outputs); ShapeError if samples change shape."""
-        values = self._forward(inputs)
-        outputs = [values[i] for i in self._out_slots]
-        shapes = [out.shape for out in outputs]
-        if shapes != self._shapes:
-            self._check(shapes)
-        losses = [op.fn(*[values[i] for i in op.args]) for op in self._losses]
-        if len(losses) == 1:
-            return losses[0], losses, outputs
-        return (sum(losses[1:], losses[0]) if losses else None), losses, outputs
-
-    def _forward(self, inputs: Sequence[Any]) -> list[Any]:
-        """Return all values of a step, by slot."""
-        values = [*inputs, *[None] * self._n_slots]
-        for op in self._ops:
-            args = op.args
-            values[op.out] = op.fn([values[i] for i in args] if op.many else values[args[0]])
-        return values
-
-    def losses_of_part(self, inputs: Sequence[Any], outputs: Sequence[Any], n: slice) -> list[Any]:
-        """Return the losses of some rows of a step that has run, from its inputs and outputs."""
-        values, _ = self._after(inputs, outputs)
-        return [op.fn(*[values[i][n] for i in op.args]) for op in self._losses]
-
-    def _after(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[list[Any], set[int]]:
-        """Return all values of a completed step, and the slots derived from outputs."""
-        values, derived = [*inputs, *[None] * self._n_slots], set(self._out_slots)
-        for place, out in zip(self._out_slots, outputs, strict=True):
-            values[place] = out
-        for op in self._ops:  # those between outputs and losses, which are no models
-            if values[op.out] is None:
-                args = [values[i] for i in op.args]
-                values[op.out] = op.fn(args if op.many else args[0])
-                derived |= {op.out} if derived & set(op.args) else set()
-        return values, derived
-
-    def pairs_ignored(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> list[bool]:
-        """Return for each loss whether it ignores which target belongs to which output.
-
-        The loss is computed with targets in place of outputs, once aligned and once shifted.
-        """
-        values, derived = self._after(inputs, outputs)
-        return [self._ignores_pairs(op, values, derived) for op in self._losses]
-
-    def _ignores_pairs(self, op: LossOp, values: Sequence[Any], derived: set[int]) -> bool:
-        args, out = [values[i] for i in op.args], [i in derived for i in op.args]
-        if len(args) != 2 or sum(out) != 1:
-            return False
-        at = out.index(True)
-        output, target = args[at], args[1 - at]
-        if math.prod(output.shape[1:]) != 1 or math.prod(target.shape[1:]) != 1:
-            return False
-        if output.dtype != target.dtype or len(target) < 2:
-            return False
-        like = self.adapter.reshape(target, tuple(output.shape[1:]))
-        rolled = self.adapter.gather(like, np.roll(np.arange(len(target)), 1))
-        calls = [[t, target] if at == 0 else [target, t] for t in (like, rolled)]
-        aligned, shifted = self.adapter.floats([op.fn(*args) for args in calls])
-        spread = np.ptp(self.adapter.to_numpy(target))
-        return bool(spread > 0) and math.isclose(aligned, shifted, rel_tol=1e-6, abs_tol=1e-9)
-
-    def _check(self, shapes: list[Any]) -> None:
-        for (label, expected), shape in zip(self._promised, shapes, strict=True):
-            actual = tuple(shape)[1:]
-            if not tuple(shape):
-                raise ShapeError(
-                    f"node {label!r} returned a single number for a batch, which may hold one "
-                    "sample; return one row a sample, for example with squeeze(-1) instead of "
-                    "squeeze()"
+    @classmethod
+    def of(
+        cls,
+        nodes: Sequence[ComputeNode],
+        losses: Iterable[AppliedLoss],
+        optimizers: Iterable[Optimizer],
+    ) -> PlanKey:
+        """Return the key of a plan compiled now."""
+        refs = [ref for node in nodes for ref in node.feature_refs]
+        models = [node for node in nodes if isinstance(node, ModelNode)]
+        return cls(
+            tuple((ref.resolve().node_id, *ref.all_columns()) for ref in refs),
+            tuple(
+                (
+                    Identity(n.model.module),
+                    n.model.is_fitted,
+                    n.model.output_shape,
+                    n.paired,
+                    adapter_for(n.backend).signature(n.model.module),
                 )
-            if expected is None:
-                continue
-            # a size that is None is unknown
-            matching = (n in (m, None) for n, m in zip(actual, expected, strict=False))
-            if len(actual) != len(expected) or not all(matching):
-                raise ShapeError(
-                    f"node {label!r} returned samples of shape {actual}, but the graph was built "
-                    f"for {expected}; a model must return samples of one shape"
-                )
-        self._shapes = shapes
-
-    def train_step(self, options: StepOptions = PLAIN) -> StepFunction:
-        """Return the function that computes a batch's losses and updates the weights."""
-        if not self.optimizers:
-            return self.eval_step()
-        instances = [o.instance for o in self.optimizers]
-        return self.adapter.train_step(self.compute, instances, self._completed(options))
-
-    def _completed(self, options: StepOptions) -> StepOptions:
-        """Return the options of a step with those of its optimizers and models."""
-        options = replace(
-            options,
-            clips=tuple((o.clip_norm, o.clip_value) for o in self.optimizers),
-            schedules=tuple(
-                o.scheduler
-                for o in self.optimizers
-                if o.scheduler is not None and o.steps_every("batch")
+                for n in models
             ),
-            models=tuple(model for model, _ in self.modes),
+            tuple(
+                (a.weight, a.sample_weight, fingerprint(a.class_weight), a.loss.signature())
+                for a in losses
+            ),
+            tuple((Identity(o.instance), Identity(o.scheduler), o.signature()) for o in optimizers),
         )
-        return self.adapter.options_for(options)
-
-    def stack_member(
-        self, options: StepOptions, weights: Sequence[float], losses: Sequence[Any]
-    ) -> StackMember:
-        """Return what trains this segment as one with those of other graphs."""
-        models = [model for model, _ in self.modes]
-        indices = [i for i, _ in self.takes]
-        return StackMember(
-            lambda tensors: self.compute([tensors[i] for i in indices]),
-            models,
-            [o.instance for o in self.optimizers],
-            self._completed(options),
-            tuple(weights),
-            self.adapter.kind_of(models),
-            self,
-            losses,
-        )
-
-    def eval_step(self, chunk: int | None = None) -> StepFunction:
-        """Return the function that computes a batch's losses and outputs without gradients.
-
-        With `chunk`, nodes get that many rows at a time, and losses all of them.
-        """
-        if self.eager:
-            return self._run
-        return self.adapter.eval_step(self.compute) if chunk is None else self._in_chunks(chunk)
-
-    def _in_chunks(self, chunk: int) -> StepFunction:
-        adapter, first = self.adapter, len(self.takes)
-        forward = adapter.eval_step(lambda inputs: (None, (), self._forward(inputs)[first:]))
-
-        def last(values: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
-            losses = [op.fn(*[values[i] for i in op.args]) for op in self._losses]
-            return None, losses, [values[i] for i in self._out_slots]
-
-        losses_of = adapter.eval_step(last)
-
-        def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-            pieces = zip(*(adapter.chunks(t, chunk) for t in inputs), strict=True)
-            chunk_outputs = [forward(piece)[1] for piece in pieces]
-            outputs = [adapter.concat(parts, 0) for parts in zip(*chunk_outputs, strict=True)]
-            return losses_of([*inputs, *outputs])
-
-        return step
-
-    def _run(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-        with self.adapter.no_grad():
-            return self.compute(inputs)[1:]
 
 
 class OutputMemory:

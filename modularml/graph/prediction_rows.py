@@ -29,8 +29,8 @@ from modularml.errors import (
 from modularml.graph.calling import check_cast
 from modularml.graph.inputs import stacked
 from modularml.graph.lineage import RawColumns
-from modularml.graph.plan import InputSlot
 from modularml.graph.relations import links_of, meetings_of
+from modularml.graph.segment import InputSlot
 
 __all__ = ["RowReader", "readers_of", "row_columns"]
 

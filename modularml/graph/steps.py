@@ -14,14 +14,14 @@ from modularml.data.lineage import Source
 from modularml.data.references import FeatureSetReference
 from modularml.errors import ConfigError, LossError
 from modularml.graph.build import build_nodes, ready
-from modularml.graph.compiling import check_losses, compile_plan
+from modularml.graph.compiling import Compiler
 from modularml.graph.inputs import fill, run_step
+from modularml.graph.loss_reading import LossReader
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.node_graph import NodeGraph, unchanged_on_error
 from modularml.graph.outputs import paired
-from modularml.graph.plan import StepPlan
-from modularml.graph.plan_key import PlanKey
+from modularml.graph.plan import PlanKey, StepPlan
 from modularml.graph.relations import check_side_by_side, meetings_of
 from modularml.graph.shared_optimizer import SharedOptimizer, only_backend
 from modularml.graph.topology import tails
@@ -275,18 +275,17 @@ class GraphSteps(NodeGraph):
                 on = [(applied, node) for applied, node in on if node in nodes]
                 running = [applied for applied, _ in on]
                 with paired(nodes, running, roles, training=training):
-                    plan = compile_plan(
+                    optimizers = self._shared.of_nodes(nodes, on, only, self) if training else {}
+                    compiler = Compiler(
                         nodes,
-                        running,
+                        roles,
                         training=training,
-                        optimizers=self._shared.of_nodes(nodes, on, only, self) if training else {},
-                        roles=roles,
                         detach_after=self._detached(nodes, on, only) if training else (),
-                        together=together,
                         learners=learners(nodes if training and only is None else (), fits),
                         weighted=weighted,
                         compiles=options.compile,
                     )
+                    plan = compiler.compile(running, optimizers, together)
                     plan.losses, plan.fits = tuple(losses), tuple(n.node_id for n in fits)
                     step = plan.train_step(options) if training else plan.eval_step(chunk)
                 self._plans.pop(key, None)
@@ -317,7 +316,7 @@ class GraphSteps(NodeGraph):
                 f"{[n.label for n in nodes]}"
             )
         with self._ctx_of_run():
-            check_losses(nodes, active_losses, roles)
+            LossReader(nodes, roles, training=training).check(active_losses)
         models = [n for n in nodes if isinstance(n, ModelNode)]
         if training:
             self.check_weights(active_losses, learners(models, ()))

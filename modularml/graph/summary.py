@@ -17,7 +17,7 @@ from modularml.graph.lineage import resolve_id
 from modularml.graph.merge_nodes import FunctionNode
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
-from modularml.graph.program import backends_of
+from modularml.graph.topology import backends_of
 from modularml.training import Loss, Optimizer
 from modularml.viz import Diagram, DiagramEdge, DiagramNode
 

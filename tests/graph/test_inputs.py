@@ -9,7 +9,7 @@ from modularml.backends.torch import adapter
 from modularml.data.ids import as_slice
 from modularml.graph import inputs
 from modularml.graph.inputs import pieces
-from modularml.graph.plan import InputSlot
+from modularml.graph.segment import InputSlot
 from tests.worlds import (
     QUIET,
     arrays,

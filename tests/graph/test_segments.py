@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modularml.backends import Backend
-from modularml.graph.program import in_segments
+from modularml.graph.topology import in_segments
 
 KINDS = {"t": Backend.TORCH, "f": Backend.TENSORFLOW, "s": Backend.SCIKIT}
 
