@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from modularml._typing import Array
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
-from modularml.backends.layouts import InputShape
+from modularml.backends.layouts import InputShape, arrangement
 from modularml.context import ExperimentContext
 from modularml.data.batch import Batch, RoleData, SampleData, as_numpy
 from modularml.data.lineage import MergedColumns, Source
@@ -21,11 +22,11 @@ from modularml.graph.relations import Meeting, check_side_by_side
 
 __all__ = [
     "call_directly",
+    "call_model",
     "check_cast",
     "column_dtypes",
     "may_change",
     "of_one_framework",
-    "value_dtypes",
 ]
 
 
@@ -161,6 +162,40 @@ def _read_by(ref: Any, ids: Array) -> FeatureSetReference | None:
     return next((fs.reference() for fs in sets if np.isin(ids, fs.get_sample_uuids()).all()), None)
 
 
+def call_model(node: Any, values: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the output of a node's model for one tensor or array per input.
+
+    Values become tensors of the model's framework and input dtypes; keyword arguments are passed.
+    """
+    adapter, module = adapter_for(node.backend), node.model.module
+    is_native = [backend_of(value) is node.backend for value in values]
+    if adapter.writes_input(module):
+        pairs = zip(values, is_native, strict=True)
+        values = [adapter.concat([v], 0) if native else v for v, native in pairs]
+    traced = all(is_native) and not all(hasattr(v, "numpy") for v in values)
+    tensors = list(values)
+    if not traced:
+        arrays = [as_numpy(value) for value in values]
+        shape, target = node._arranged([a.shape[1:] for a in arrays]), node.model.input_shape
+        if not node.reads_several and arrangement(shape, target, node.input_layout) is not None:
+            shape = target
+        # the dtypes in which the model reads arrays of samples, one per input
+        whole = [(a.dtype.kind in "biu", False) for a in arrays]
+        dtypes = adapter.input_dtypes(module, shape, whole)
+        device = adapter.device_of(module)
+        for i, (array, dtype) in enumerate(zip(arrays, dtypes, strict=True)):
+            check_cast(adapter, dtype, array, f"input of {node.label}")
+            if not is_native[i]:
+                tensors[i] = adapter.from_numpy(array, dtype=dtype, device=device)
+            elif dtype not in (None, values[i].dtype):
+                tensors[i] = adapter.cast(values[i], dtype)
+    call: Callable[..., Any] = partial(module, **kwargs)
+    if node.reads_several:
+        call = adapter.spread(call, node.input_names)
+    call = node.arranged(adapter, call, tuple(tensors[0].shape[1:]))
+    return call(tensors if node.reads_several else tensors[0])
+
+
 def column_dtypes(
     adapter: BackendAdapter,
     model: Any,
@@ -191,22 +226,6 @@ def column_dtypes(
             for is_integer, is_category in kinds
         ]
     return adapter.input_dtypes(model, shape, kinds)
-
-
-def value_dtypes(
-    adapter: BackendAdapter, model: Any, values: Sequence[Array], shape: InputShape, name: str
-) -> list[Any]:
-    """Return the dtypes in which a model reads arrays of samples, one per input.
-
-    Raises
-    ------
-    DataError
-        If a value changes in the cast; see `check_cast`.
-    """
-    dtypes = adapter.input_dtypes(model, shape, [(v.dtype.kind in "biu", False) for v in values])
-    for dtype, array in zip(dtypes, values, strict=True):
-        check_cast(adapter, dtype, array, name)
-    return dtypes
 
 
 _LARGEST = {2**24: float(np.finfo("f4").max), 2**11: float(np.finfo("f2").max)}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from modularml._typing import Columns, Shape
-from modularml.backends import BackendAdapter, adapter_for, backend_of
+from modularml.backends import BackendAdapter, adapter_for
 from modularml.backends.accelerator import Accelerator
 from modularml.backends.layouts import (
     InputLayout,
@@ -18,7 +18,6 @@ from modularml.backends.layouts import (
     shapes_of,
 )
 from modularml.config import decode, encode
-from modularml.data.batch import as_numpy
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
 from modularml.errors import (
@@ -28,7 +27,7 @@ from modularml.errors import (
     OptimizerNotSetError,
     ShapeError,
 )
-from modularml.graph.calling import call_directly, value_dtypes
+from modularml.graph.calling import call_directly, call_model
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.node import UpstreamLike
 from modularml.graph.weighted_node import WeightedNode
@@ -118,34 +117,36 @@ class ModelNode(WeightedNode):
         self._model = wrap_model(model)
         if optimizer is not None and not isinstance(optimizer, Optimizer):
             raise ConfigError(f"optimizer must be an Optimizer, got {optimizer!r}")
-        if optimizer is not None and not adapter_for(self._model.backend).gradients:
+        kind, gradients = self._model.backend.value, adapter_for(self._model.backend).gradients
+        if optimizer is not None and not gradients:
             raise ConfigError(
-                f"node {label!r} holds a {self._model.backend.value} model, which learns without "
-                "an optimizer; omit it"
+                f"node {label!r} holds a {kind} model, which learns without an optimizer; omit it"
             )
         self._optimizer = optimizer
         self._freeze = self._held = False
         self._framework_optimizer: Any = None
-        if mask_as is not None and isinstance(upstream_ref, list | tuple | dict):
-            raise ConfigError(
-                f"mask_as is for one input, and node {label!r} reads several; add the mask as "
-                "another input: fs.reference(features='mask')"
-            )
-        if mask_as is not None and not adapter_for(self._model.backend).gradients:
-            raise ConfigError(
-                f"mask_as is for torch and Keras; node {label!r} holds a "
-                f"{self._model.backend.value} model, which takes no mask"
-            )
-        if input_layout is not None and isinstance(upstream_ref, list | tuple | dict):
-            raise ConfigError(
-                f"input_layout is for one input, and node {label!r} reads several; put it on nodes "
-                "before this one, or reshape the inputs in the model"
-            )
-        if input_layout is not None and not adapter_for(self._model.backend).gradients:
-            raise ConfigError(
-                f"input_layout is for torch and Keras; node {label!r} holds a "
-                f"{self._model.backend.value} model, which reads flat rows anyway; omit it"
-            )
+        for name, value, instead, why in (
+            (
+                "mask_as",
+                mask_as,
+                "add the mask as another input: fs.reference(features='mask')",
+                "which takes no mask",
+            ),
+            (
+                "input_layout",
+                input_layout,
+                "put it on nodes before this one, or reshape the inputs in the model",
+                "which reads flat rows anyway; omit it",
+            ),
+        ):
+            if value is not None and isinstance(upstream_ref, list | tuple | dict):
+                raise ConfigError(
+                    f"{name} is for one input, and node {label!r} reads several; {instead}"
+                )
+            if value is not None and not gradients:
+                raise ConfigError(
+                    f"{name} is for torch and Keras; node {label!r} holds a {kind} model, {why}"
+                )
         self.targets, self.mask_as, self.input_layout = targets, mask_as, input_layout
         self.paired: Pairing | None = None
         refs: Any = upstream_ref
@@ -224,30 +225,19 @@ class ModelNode(WeightedNode):
         """Build for this input and return the output's shape."""
         if None in shapes:
             return self._model.build_unread(wanted, force=force)
-        shapes_in = self._arranged(shapes)
-        if not self.reads_several and self._build_in_layout(shapes_in, wanted, force=force):
-            return self.output_shape
-        self.build_model(
-            tuple(shapes_in) if isinstance(shapes_in, list) else shapes_in, wanted, force=force
-        )
+        shape = self._arranged(shapes)
+        if not self.reads_several:
+            layout = self.input_layout
+            built = laid_out(shape, layout) if layout else self._model.declared_input(shape)
+            if layout is not None:
+                self.build_model(built, wanted, force=force)
+                return self.output_shape
+            if built not in (None, shape):
+                with suppress(ShapeError):  # else it is built for the shape as it comes
+                    self.build_model(built, wanted, force=force)
+                    return self.output_shape
+        self.build_model(tuple(shape) if isinstance(shape, list) else shape, wanted, force=force)
         return self.output_shape
-
-    def _build_in_layout(self, shape: Shape, wanted: Shape | None, *, force: bool) -> bool:
-        """Build for the layout of the node, or the shape that the model declares.
-
-        Returns False if it declares none, or does not accept it.
-        """
-        if self.input_layout is not None:
-            self.build_model(laid_out(shape, self.input_layout), wanted, force=force)
-            return True
-        declared = self._model.declared_input(shape)
-        if declared in (None, shape):
-            return False
-        try:
-            self.build_model(declared, wanted, force=force)
-        except ShapeError:
-            return False
-        return True
 
     def arranged(self, adapter: BackendAdapter, call: Callable[..., Any], shape: Shape) -> Any:
         """Return a function that calls a model with samples of `shape` in its own layout."""
@@ -321,7 +311,7 @@ class ModelNode(WeightedNode):
                 f"node {self.label!r} needs the mask of its input as {self.mask_as!r}; pass it: "
                 f"node(batch, {self.mask_as}=mask), booleans that are true for data"
             )
-        return call_directly(self, given, lambda values: self._output_of(values, kwargs))
+        return call_directly(self, given, lambda values: call_model(self, values, kwargs))
 
     __call__ = forward_single
 
@@ -391,12 +381,14 @@ class ModelNode(WeightedNode):
 
     def get_state(self) -> dict[str, Any]:
         """Return weights, optimizer moments and the frozen flag."""
+        names, is_scores, labels = self.paired or ((), False, ())
+        paired = [list(names), is_scores, *([list(labels)] if labels else [])]
         return {
             "model": self._model.get_state(),
             "optimizer": None if self._optimizer is None else self._optimizer.get_state(),
             "frozen": self._freeze,
             **({"learned_from": self.learned_from.get_state()} if self.learned_from else {}),
-            **({} if self.paired is None else {"paired": _as_lists(self.paired)}),
+            **({} if self.paired is None else {"paired": paired}),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -422,39 +414,6 @@ class ModelNode(WeightedNode):
             "mask_as": self.mask_as,
             "input_layout": self.input_layout,
         }
-
-    def _output_of(self, values: list[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the model's output for one tensor or array per input."""
-        adapter, module = adapter_for(self.backend), self._model.module
-        call: Callable[..., Any] = partial(module, **kwargs)
-        if self.reads_several:
-            call = adapter.spread(call, self.input_names)
-        tensors = self._tensors(values)
-        call = self.arranged(adapter, call, tuple(tensors[0].shape[1:]))
-        return call(tensors if self.reads_several else tensors[0])
-
-    def _tensors(self, values: list[Any]) -> list[Any]:
-        """Return values as tensors of the model's framework and input dtypes."""
-        adapter, module = adapter_for(self.backend), self._model.module
-        is_native = [backend_of(value) is self.backend for value in values]
-        if adapter.writes_input(module):
-            pairs = zip(values, is_native, strict=True)
-            values = [adapter.concat([v], 0) if native else v for v, native in pairs]
-        if all(is_native) and not all(hasattr(v, "numpy") for v in values):  # traced
-            return values
-        arrays = [as_numpy(value) for value in values]
-        shape = self._arranged([a.shape[1:] for a in arrays])
-        target: Any = self._model.input_shape
-        if not self.reads_several and arrangement(shape, target, self.input_layout) is not None:
-            shape = target
-        dtypes = value_dtypes(adapter, module, arrays, shape, f"input of {self.label}")
-        device = adapter.device_of(module)
-        return [
-            (value if dtype in (None, value.dtype) else adapter.cast(value, dtype))
-            if native
-            else adapter.from_numpy(array, dtype=dtype, device=device)
-            for value, native, array, dtype in zip(values, is_native, arrays, dtypes, strict=True)
-        ]
 
     def _arranged(self, values: Sequence[Any]) -> Any:
         """Return one value per input in the form of the inputs: single, list or dict."""
@@ -493,8 +452,3 @@ def _pairing(value: Any) -> Pairing | None:
         return None
     names, is_scores, *labels = value
     return tuple(map(str, names)), bool(is_scores), tuple(map(str, *labels)) if labels else ()
-
-
-def _as_lists(pairing: Pairing) -> list[Any]:
-    names, is_scores, labels = pairing
-    return [list(names), is_scores, *([list(labels)] if labels else [])]
