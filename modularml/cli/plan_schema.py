@@ -65,11 +65,11 @@ def plan_schema(classes: Iterable[type] | None = None) -> Schema:
         classes = filter(_is_ours, nameable())
     named = {name_of(c): c for c in sorted(classes, key=name_of)}
     skipped = ("phase", "experiment", "search", "label")
-    found = _object(_arguments(CrossValidation.__init__, *skipped), CrossValidation.__doc__)
+    folds = _object(_arguments(CrossValidation.__init__, *skipped), CrossValidation.__doc__)
     binding = _object(_arguments(CVBinding.__init__), CVBinding.__doc__)
     binding["properties"]["fs"] = {"type": "string"}
-    found["properties"]["bindings"] = {"type": "array", "items": binding, "minItems": 1}
-    found["properties"]["splitter"] = _any_of(_of_hint(BaseSplitter), {"type": "null"})
+    folds["properties"]["bindings"] = {"type": "array", "items": binding, "minItems": 1}
+    folds["properties"]["splitter"] = _any_of(_of_hint(BaseSplitter), {"type": "null"})
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Plan of modularml",
@@ -77,7 +77,7 @@ def plan_schema(classes: Iterable[type] | None = None) -> Schema:
         "properties": {
             "data": {"type": "object", "additionalProperties": _table(), "minProperties": 1},
             "experiment": _any_of({"$ref": "#/$defs/Experiment"}, {"type": "string"}),
-            "folds": found,
+            "folds": folds,
             "sweep": _sweep(),
             "output": _any_of(
                 {"type": "string"},

@@ -127,8 +127,8 @@ def _run_plan(
         results.to_pandas().reset_index().to_csv(folder / TRIALS, index=False)
         best = results.best
         path = results.best_experiment().save(folder / f"{experiment.label}-best", overwrite=True)
-        facts = {"number": best.number, "value": best.value, "params": dict(best.params)}
-        facts = {"trials": len(results), "best": facts, "files": [path.name, TRIALS, STUDY]}
+        shown = {"number": best.number, "value": best.value, "params": dict(best.params)}
+        facts = {"trials": len(results), "best": shown, "files": [path.name, TRIALS, STUDY]}
     elif "folds" in plan.tree:
         facts = _run_folds(plan, experiment, folder, args)
     else:

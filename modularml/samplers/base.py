@@ -349,18 +349,15 @@ def _combined(parts: list[IntArray], n: int) -> IntArray:
     """Return one code per row for its combination of codes."""
     codes = np.zeros(n, dtype=np.int64)
     for part in parts:
-        codes = _packed(codes * (part.max(initial=0) + 1) + part)
+        codes = codes * (part.max(initial=0) + 1) + part
+        # renumbered without gaps in the same order
+        if codes.max(initial=0) > 10 * n:
+            codes = np.unique(codes, return_inverse=True)[1].astype(np.int64)
+        else:
+            is_present = np.zeros(codes.max(initial=-1) + 1, dtype=bool)
+            is_present[codes] = True
+            codes = (np.cumsum(is_present) - 1)[codes]
     return codes
-
-
-def _packed(codes: IntArray) -> IntArray:
-    """Renumber codes without gaps in the same order."""
-    if codes.max(initial=0) > 10 * len(codes):
-        return np.unique(codes, return_inverse=True)[1].astype(np.int64)
-    is_present = np.zeros(codes.max(initial=-1) + 1, dtype=bool)
-    is_present[codes] = True
-    packed: IntArray = (np.cumsum(is_present) - 1)[codes]
-    return packed
 
 
 def batch_views(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,16 +112,13 @@ class SimilarityCondition(Configurable):
         if self.weight_mode == "binary":
             matched, failed = np.ones(len(distances)), np.full(len(distances), FALLBACK)
         else:
-            graded = self._graded(distances)
+            with np.errstate(all="ignore"):
+                share = np.where(distances == 0, 0.0, distances / self.tolerance)
+                graded = 1 / share if self.weight_mode == "linear" else np.exp(1 - share)
+                graded = graded if self.mode == "similar" else np.divide(1.0, graded)
             matched = np.fmin(np.fmax(graded, 1.0), self.max_weight)
             failed = np.fmin(np.fmax(graded, self.min_weight), np.nextafter(1.0, 0.0))
         return np.where(matches, matched, failed if self.allow_fallback else 0.0)
-
-    def _graded(self, distances: Array) -> Array:
-        with np.errstate(all="ignore"):
-            share = np.where(distances == 0, 0.0, distances / self.tolerance)
-            graded = 1 / share if self.weight_mode == "linear" else np.exp(1 - share)
-            return graded if self.mode == "similar" else np.divide(1.0, graded)
 
     @classmethod
     def from_config(cls, cfg: dict[str, Any]) -> SimilarityCondition:
@@ -299,8 +296,14 @@ def find_partners(
         size = max(2 * best, min(2 * (best + n_nan), size))
     elif any(r.condition.metric is not None for r in others):
         size = max(1, size // 4)
-    chunks = _chunks(runs, rows, size, rng, show=show)
-    return _as_partners([_matching(remaining, rules, a, b, best) for a, b in chunks], n)
+    step = max(1, CHUNK // min(size, max(1, int(runs.counts.max(initial=0)))))
+    chunks = []
+    with bar(len(rows), "partners", show=show and len(rows) > step, unit="row") as drawn:
+        for at in range(0, len(rows), step):
+            a, b = runs.pool(rows[at : at + step], size, rng)
+            chunks.append(_matching(remaining, rules, a, b, best))
+            drawn.update(len(rows[at : at + step]))
+    return _as_partners(chunks, n)
 
 
 def _runs(
@@ -365,18 +368,6 @@ def _tree_pairs(
         return None
     a, b = rows[tree.query_pairs(reach, p=power, output_type="ndarray")].T
     return np.concatenate([a, b]), np.concatenate([b, a])
-
-
-def _chunks(
-    runs: Partners, rows: IntArray, size: int, rng: np.random.Generator, *, show: bool
-) -> Iterator[tuple[IntArray, ...]]:
-    """Yield candidate pairs in chunks."""
-    step = max(1, CHUNK // min(size, max(1, int(runs.counts.max(initial=0)))))
-    with bar(len(rows), "partners", show=show and len(rows) > step, unit="row") as drawn:
-        for at in range(0, len(rows), step):
-            part = rows[at : at + step]
-            yield runs.pool(part, size, rng)
-            drawn.update(len(part))
 
 
 def _matching(

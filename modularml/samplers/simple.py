@@ -58,10 +58,9 @@ class SimpleSampler(BaseSampler):
         n = len(view)
         draws = self.weights is not None or self.balance_by is not None
         if not (draws or self.shuffle or self.stratify_by or self.group_by):
-            # return 0 to n - 1, cached for moderate n, since every evaluation needs it
-            batches = self.batches(
-                view, {DEFAULT: (_cached_order(n) if n <= _MAX_CACHED else np.arange(n))}
-            )
+            # cached for moderate n, since every evaluation needs it
+            rows = _cached_order(n) if n <= _MAX_CACHED else np.arange(n)
+            batches = self.batches(view, {DEFAULT: rows})
             return EpochBatches(batches.rows, batches.bounds, in_order=True)
         rng = self.rng(epoch)
         if draws:

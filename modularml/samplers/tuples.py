@@ -112,7 +112,9 @@ class NSampler(BaseSampler):
 
     def sample(self, view: FeatureSetView, epoch: int) -> EpochBatches:
         """Return the batches of an epoch; a repeated row is not a partner of itself."""
-        numbers, first = _distinct(view)
+        # a number for the sample of each row, and the first row of each sample
+        numbers = require("pandas").factorize(view.valid_indices)[0]
+        first = np.unique(numbers, return_index=True)[1]
         repeats = len(first) < len(view)
         if repeats:
             view = view.take(first)
@@ -278,12 +280,6 @@ class TripletSampler(NSampler):
         kwargs |= {"choose_best_only": choose_best_only}
         super().__init__(mapping, max_samples_per_anchor=max_samples_per_anchor, **kwargs)
         self.pos_conditions, self.neg_conditions = pos_conditions, neg_conditions
-
-
-def _distinct(view: FeatureSetView) -> tuple[IntArray, IntArray]:
-    """Return a number per row for its sample, and the first row of each sample."""
-    numbers = require("pandas").factorize(view.valid_indices)[0]
-    return numbers, np.unique(numbers, return_index=True)[1]
 
 
 def _check(mapping: Any) -> None:

@@ -245,15 +245,24 @@ def _curves(
             f"y_score must hold a column for each class {names}, or the score of the second of two "
             f"classes, got shape {scores.shape}"
         )
+    if scores.ndim == 1:  # that of the first of two falls as the other rises
+        scores = np.stack([1 - scores, scores], axis=1)
     if positive is not None and positive not in names:
         raise UnknownNameError("positive class", positive, names)
-    chosen = names if positive is None and len(names) > 2 else [positive]
-    if chosen == [None]:
-        chosen = names[-1:]
+    several = names if len(names) > 2 else names[-1:]
+    chosen = several if positive is None else [positive]
     if groups is not None and len(chosen) > 1:
         raise ConfigError(f"a curve per group is of one class of {names}; pass positive=")
-    codes, group_names = _groups(groups, good)
-    weight = None if weights is None else _weights(weights, good)
+    codes, group_names = np.zeros(len(good), dtype=np.int64), [None]
+    if groups is not None:
+        factorize = require("pandas").factorize
+        of_rows = _per_row(groups, good, "groups")
+        codes, group_names = factorize(of_rows, sort=True, use_na_sentinel=False)
+    weight = None
+    if weights is not None:
+        weight = _per_row(weights, good, "weights").astype(np.float64)
+        if not (np.isfinite(weight[good]) & (weight[good] >= 0)).all():
+            raise DataError("weights must be finite and not negative")
     curves, single = [], []
     for code, group in enumerate(group_names):
         rows = good & (codes == code)
@@ -263,7 +272,7 @@ def _curves(
             if is_class.all() or not is_class.any():
                 single.append(name)
                 continue
-            score = _score_of(scores, names, label)[rows]
+            score = scores[rows, names.index(label) - len(names)]
             w = None if weight is None else weight[rows]
             curves.append(_Curve(name, is_class.astype(np.int64), score, w))
     _check_drawn(curves, single, true[good])
@@ -295,33 +304,11 @@ def _checked(y_true: ArrayLike, y_score: ArrayLike) -> tuple[Array, Array, Array
     return true, scores, good
 
 
-def _groups(groups: ArrayLike | None, good: Array) -> tuple[Array, list[Any]]:
-    """Return the number of each row's group, and the groups in order."""
-    if groups is None:
-        return np.zeros(len(good), dtype=np.int64), [None]
-    values = np.asarray(groups)
-    if values.shape != good.shape:
-        raise ShapeError(f"groups must have one value per row, got shape {values.shape}")
-    codes, names = require("pandas").factorize(values, sort=True, use_na_sentinel=False)
-    return codes, list(names)
-
-
-def _weights(weights: ArrayLike, good: Array) -> Array:
-    values = np.asarray(weights, dtype=np.float64)
-    if values.shape != good.shape:
-        raise ShapeError(f"weights must have one value per row, got shape {values.shape}")
-    if not (np.isfinite(values[good]) & (values[good] >= 0)).all():
-        raise DataError("weights must be finite and not negative")
-    return values
-
-
-def _score_of(scores: Array, names: list[Any], label: Any) -> Array:
-    """Return the score of a class; that of the first of two falls as the other rises."""
-    if scores.ndim == 2:
-        return np.asarray(scores[:, names.index(label)])
-    if names.index(label) == len(names) - 1:
-        return scores
-    return 1 - scores
+def _per_row(values: ArrayLike, good: Array, name: str) -> Array:
+    found = np.asarray(values)
+    if found.shape != good.shape:
+        raise ShapeError(f"{name} must have one value per row, got shape {found.shape}")
+    return found
 
 
 def _check_drawn(curves: list[_Curve], single: list[str], true: Array) -> None:

@@ -97,7 +97,12 @@ def loss_curves(
                     f"{x[bad[0]]}; omit log"
                 )
     if best_epoch is not None:
-        _check_epoch(best_epoch, curves)
+        epochs = np.unique(np.concatenate([x for x, _ in curves.values()]))
+        if epochs.dtype.kind not in "iuf" or not epochs[0] <= best_epoch <= epochs[-1]:
+            raise ConfigError(
+                f"best_epoch must lie within the epochs drawn, {epochs[0]} to {epochs[-1]}, got "
+                f"{best_epoch}"
+            )
     figure, axes = new_axes(6.8, 4.0, title=title, x="epoch", y="loss")
     mark = {} if best_epoch is None else {f"best epoch {best_epoch}": best_epoch}
     _fill(axes, curves, log=log, mark=mark)
@@ -207,7 +212,19 @@ def _fill(
     """Draw series, marks and a legend on styled axes; `log` None decides by the values."""
     if log or (log is None and spans_decades(np.concatenate([y for _, y in curves.values()]))):
         axes.set_yscale("log")
-    entries = _draw(axes, curves)
+    texts = [str(place) for x, _ in curves.values() if x.dtype.kind in "OUS" for place in x]
+    spots = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    if spots:
+        axes.set_xticks(range(len(spots)), list(spots), parse_math=False)
+    elif all(x.dtype.kind in "iu" for x, _ in curves.values()):
+        ticker = require("matplotlib.ticker")
+        axes.xaxis.set_major_locator(
+            ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+        )
+    entries = []
+    for i, (name, (x, y)) in enumerate(curves.items()):
+        at = np.array([spots[str(place)] for place in x]) if spots else x
+        entries.append(_draw_one(axes, name, at, y, curve_look(i)))
     for name, position in (mark or {}).items():
         line = axes.axvline(position, color=MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
         entries.append((line, name))
@@ -259,24 +276,6 @@ def _points(name: str, curve: Any) -> tuple[Array, Array]:
     return x, y
 
 
-def _draw(axes: Any, curves: Mapping[str, tuple[Array, Array]]) -> list[tuple[Any, str]]:
-    """Draw every series; return lines and legend labels."""
-    texts = [str(place) for x, _ in curves.values() if x.dtype.kind in "OUS" for place in x]
-    spots = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    if spots:
-        axes.set_xticks(range(len(spots)), list(spots), parse_math=False)
-    elif all(x.dtype.kind in "iu" for x, _ in curves.values()):
-        ticker = require("matplotlib.ticker")
-        axes.xaxis.set_major_locator(
-            ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
-        )
-    entries = []
-    for i, (name, (x, y)) in enumerate(curves.items()):
-        at = np.array([spots[str(place)] for place in x]) if spots else x
-        entries.append(_draw_one(axes, name, at, y, curve_look(i)))
-    return entries
-
-
 def _draw_one(axes: Any, name: str, x: Array, y: Array, look: dict[str, Any]) -> tuple[Any, str]:
     """Draw one series with gaps where it is not finite, and crosses below them."""
     good = np.isfinite(y)
@@ -292,14 +291,6 @@ def _draw_one(axes: Any, name: str, x: Array, y: Array, look: dict[str, Any]) ->
         transform=axes.get_xaxis_transform(),
     )  # fmt: skip
     return line, f"{name} ({(~good).sum()} not finite)"
-
-
-def _check_epoch(epoch: int, curves: Mapping[str, tuple[Array, Array]]) -> None:
-    epochs = np.unique(np.concatenate([x for x, _ in curves.values()]))
-    if epochs.dtype.kind not in "iuf" or not epochs[0] <= epoch <= epochs[-1]:
-        raise ConfigError(
-            f"best_epoch must lie within the epochs drawn, {epochs[0]} to {epochs[-1]}, got {epoch}"
-        )
 
 
 def bars(

@@ -94,7 +94,12 @@ def listing(title: str, nodes: Sequence[DiagramNode], edges: Sequence[DiagramEdg
     title is followed by ``(above)``. Titles that occur twice are distinguished by their id.
     """
     counts = Counter(clean(node.title) for node in nodes)
-    known = {node.id: (node, _name(node, counts)) for node in nodes}
+    known = {}
+    for node in nodes:
+        name = clean(node.title)
+        facts = ", ".join(fact for fact in (node.caption, "dimmed" if node.dimmed else "") if fact)
+        mark = f" #{clean(node.id)}" if counts[name] > 1 or not name else ""
+        known[node.id] = node, name + mark + (f" ({facts})" if facts else "")
     out = defaultdict(list)
     for edge in edges:
         out[edge.source].append(edge)
@@ -105,14 +110,6 @@ def listing(title: str, nodes: Sequence[DiagramNode], edges: Sequence[DiagramEdg
         if node.id not in seen:
             lines += _tree(node.id, known, out, seen)
     return "\n".join(lines)
-
-
-def _name(node: DiagramNode, counts: Mapping[str, int]) -> str:
-    """Return a one-line title of a node, with its kind and, if needed, its id."""
-    title = clean(node.title)
-    facts = ", ".join(fact for fact in (node.caption, "dimmed" if node.dimmed else "") if fact)
-    mark = f" #{clean(node.id)}" if counts[title] > 1 or not title else ""
-    return title + mark + (f" ({facts})" if facts else "")
 
 
 def _tree(
@@ -296,7 +293,18 @@ class Diagram:
             raise GraphError(
                 f"node ids must be unique, got more than once: {', '.join(map(repr, duplicates))}"
             )
-        _check_edges(self.nodes, self.edges)
+        known = {node.id for node in self.nodes}
+        for edge in self.edges:
+            for name in (edge.source, edge.target):
+                if name not in known:
+                    raise GraphError(
+                        f"edge {edge.source!r} -> {edge.target!r} names unknown node {name!r}; "
+                        + closest(name, known)
+                    )
+            if edge.source == edge.target:
+                raise GraphError(
+                    f"edge connects node {edge.source!r} with itself, which cannot be drawn"
+                )
 
     def to_svg(self) -> str:
         """Draw as one SVG element that needs no network, script or font file."""
@@ -350,18 +358,3 @@ class Diagram:
 
     def __repr__(self) -> str:
         return self.to_text()
-
-
-def _check_edges(nodes: Sequence[DiagramNode], edges: Sequence[DiagramEdge]) -> None:
-    known = {node.id for node in nodes}
-    for edge in edges:
-        for name in (edge.source, edge.target):
-            if name not in known:
-                raise GraphError(
-                    f"edge {edge.source!r} -> {edge.target!r} names unknown node {name!r}; "
-                    + closest(name, known)
-                )
-        if edge.source == edge.target:
-            raise GraphError(
-                f"edge connects node {edge.source!r} with itself, which cannot be drawn"
-            )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from modularml._optional import require
 from modularml._typing import Array
@@ -81,7 +81,17 @@ def confusion_matrix(
     True
     """
     true, pred = _pair(y_true, y_pred, "y_pred")
-    names, counts = _count(true, pred, labels)
+    both = pd.Series(np.concatenate([true.astype(object), pred.astype(object)]))
+    if both.isna().any():
+        row = int(np.flatnonzero(both.isna())[0]) % len(true)
+        raise DataError(f"classes must not be missing, but are in row {row} of y_true or y_pred")
+    names = _classes(both) if labels is None else list(dict.fromkeys(labels))
+    codes = pd.Index(names, dtype=object).get_indexer(both)
+    if (codes < 0).any():
+        missing = sorted({repr(name) for name in both[codes < 0]})
+        raise DataError(f"labels must name every class that occurs, lacks {', '.join(missing)}")
+    pairs = codes[: len(true)] * len(names) + codes[len(true) :]
+    counts = np.bincount(pairs, minlength=len(names) ** 2).reshape(len(names), len(names))
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     cell = min(max(0.75 if normalize else 0.6, SMALLEST / len(names)), LARGEST / len(names))
@@ -94,7 +104,10 @@ def confusion_matrix(
     if normalize:
         parts = {at: f"{shares[at]:.2f}" if totals[at[0]] else "\u2013" for at in texts}
         texts = {at: f"{parts[at]}\n{count}" for at, count in texts.items()}
-    font = {"fontsize": _text_size(texts.values(), cell), "ha": "center", "va": "center"}
+    # the size in points at which all texts fit a cell, given in inches
+    longest = max(len(line) for text in texts.values() for line in text.split("\n"))
+    size = min(10.0, 0.8 * 72.0 * cell / (0.64 * longest))
+    font = {"fontsize": size, "ha": "center", "va": "center"}
     for (row, column), text in texts.items():
         colour = _readable(image.to_rgba(shade[row, column]))
         axes.text(column, row, text, color=colour, family=FONT, in_layout=False, **font)
@@ -157,15 +170,14 @@ def parity(
     entries, ends = [], []
     for i, (label, values) in enumerate({name: y_pred, **(other or {})}.items()):
         true, pred, _ = finite_rows(y_true, values, label)
-        # draw one scatter, small and pale if large; return its legend handle
+        # one scatter, small and pale if large, and its legend handle
         look = {"linestyle": "", "markeredgewidth": 0, "markersize": 5.0, "zorder": 3 - i / 100}
         look |= {"color": SERIES[i % len(SERIES)], "marker": "osD^v"[i % 5]}
         (handle,) = axes.plot([], [], **look)
         crowd = len(true) > CROWD
         look |= {"markersize": 2.5, "alpha": 0.25} if crowd else {"alpha": 0.75}
         axes.plot(true, pred, rasterized=crowd, **look)
-        dots = handle
-        entries.append((dots, f"{label}: {_errors(true, pred, unit, np.size(y_true))}"))
+        entries.append((handle, f"{label}: {_errors(true, pred, unit, np.size(y_true))}"))
         ends += [true.min(), true.max(), pred.min(), pred.max()]
     low, high = min(ends), max(ends)
     edge = 0.04 * (high - low) or 0.5
@@ -216,24 +228,6 @@ def _errors(true: Array, pred: Array, unit: str, n_rows: int) -> str:
     return ", ".join(facts)
 
 
-def _count(
-    true: Array, pred: Array, labels: Sequence[Any] | None
-) -> tuple[list[Any], NDArray[np.int64]]:
-    """Return the classes and their confusion counts."""
-    both = pd.Series(np.concatenate([true.astype(object), pred.astype(object)]))
-    if both.isna().any():
-        row = int(np.flatnonzero(both.isna())[0]) % len(true)
-        raise DataError(f"classes must not be missing, but are in row {row} of y_true or y_pred")
-    names = _classes(both) if labels is None else list(dict.fromkeys(labels))
-    codes = pd.Index(names, dtype=object).get_indexer(both)
-    if (codes < 0).any():
-        missing = sorted({repr(name) for name in both[codes < 0]})
-        raise DataError(f"labels must name every class that occurs, lacks {', '.join(missing)}")
-    size = len(names)
-    pairs = codes[: len(true)] * size + codes[len(true) :]
-    return names, np.bincount(pairs, minlength=size * size).reshape(size, size)
-
-
 def _classes(values: pd.Series[Any]) -> list[Any]:
     """Return the classes that occur, sorted."""
     try:
@@ -260,12 +254,6 @@ def _shade(axes: Any, shade: Array, names: Sequence[str]) -> Any:
         axis.set_ticks(np.arange(len(names) - 1) + 0.5, minor=True)
     axes.grid(which="minor", color=PAPER, linewidth=2.0, linestyle="-")
     return axes.imshow(shade, cmap=colours, vmin=0.0, vmax=1.0)
-
-
-def _text_size(texts: Iterable[str], cell: float) -> float:
-    """Return the size in points at which all texts fit a cell, given in inches."""
-    longest = max(len(line) for text in texts for line in text.split("\n"))
-    return min(10.0, 0.8 * 72.0 * cell / (0.64 * longest))
 
 
 def _readable(colour: Sequence[float]) -> str:
@@ -343,7 +331,10 @@ def residuals(
     of = f"{target and ' ' + target}{unit and f' ({unit})'}"
     error = f"true \N{MINUS SIGN} predicted{of}"
     if groups is not None:
-        names, parts = _by_group(true - pred, _column(groups, good, "groups"))
+        kinds = _column(groups, good, "groups")
+        codes, kinds = require("pandas").factorize(kinds, sort=True, use_na_sentinel=False)
+        parts = [(true - pred)[codes == i] for i in range(len(kinds))]
+        names = [f"{kind} (n={len(part)})" for kind, part in zip(kinds, parts, strict=True)]
         figure, axes = new_axes(6.8, 1.2 + 0.42 * len(names), title=title, x=error + note, y=x)
         _boxes(axes, names, parts)
         return finish(figure, path)
@@ -387,13 +378,6 @@ def _positions(axes: Any, values: Array) -> Array:
             f"{values[0]!r}; draw them by groups instead"
         )
     return values if values.dtype.kind != "b" else values.astype(np.int64)
-
-
-def _by_group(errors: Array, groups: Array) -> tuple[list[str], list[Array]]:
-    """Return the names of groups, with their numbers of rows, and the errors of each."""
-    codes, labels = require("pandas").factorize(groups, sort=True, use_na_sentinel=False)
-    parts = [errors[codes == i] for i in range(len(labels))]
-    return [f"{k} (n={len(part)})" for k, part in zip(labels, parts, strict=True)], parts
 
 
 def _boxes(axes: Any, names: list[str], parts: list[Array]) -> None:
