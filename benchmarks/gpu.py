@@ -30,7 +30,7 @@ from modularml import (
     SimpleSampler,
     TrainPhase,
 )
-from modularml.strategies.variants.jobs import Work
+from modularml.strategies.variants.runs import Work
 from modularml.strategies.variants.variant import Variant
 
 MEMBERS = (1, 10, 100)

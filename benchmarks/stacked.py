@@ -29,7 +29,7 @@ from modularml import (
 )
 from modularml.callbacks import Callback
 from modularml.results.recording import ResultRecording
-from modularml.strategies.variants.jobs import Work
+from modularml.strategies.variants.runs import Work
 from modularml.strategies.variants.variant import Variant
 
 BATCH = 64

@@ -32,7 +32,7 @@ from modularml import (
     space,
 )
 from modularml.io.randomness import derived_seed
-from modularml.strategies.variants.jobs import Work
+from modularml.strategies.variants.runs import Work
 from modularml.strategies.variants.variant import Variant
 
 LIMIT_MS = 5.0

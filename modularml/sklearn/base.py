@@ -7,6 +7,7 @@ import inspect
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
@@ -34,7 +35,7 @@ from modularml.sklearn.rows import (
     keys_of,
     weights_of,
 )
-from modularml.strategies.predictors.member_predictions import NodePredictions, predict_members
+from modularml.strategies.member_predictions import NodePredictions, predict_members
 from modularml.strategies.variants.settings import settings_of
 from modularml.strategies.variants.variant import changed_experiment
 
@@ -93,7 +94,9 @@ class ExperimentEstimator(BaseEstimator):  # type: ignore[misc]
             return
         known = self._build_arguments()
         for name in names:
-            if name not in known and not (_is_path(name) and name.partition("__")[0] not in known):
+            root, is_nested, _ = name.partition("__")
+            is_path = is_nested and root in SETTINGS and root not in known
+            if name not in known and not is_path:
                 raise UnknownNameError(
                     f"parameter of {type(self).__name__}",
                     name,
@@ -179,7 +182,14 @@ class ExperimentEstimator(BaseEstimator):  # type: ignore[misc]
         target, keys = self._target(y), keys_of(X)
         columns = columns_of(self, X, keys, reset=True)
         tags = {WEIGHTS: self._weights(sample_weight, target), GROUPS: groups}
-        seed = _seed(self.random_state)
+        random_state = self.random_state
+        if random_state is None:
+            seed = drawn_seed()
+        elif isinstance(random_state, Integral):
+            at_least(0, random_state=int(random_state))
+            seed = int(random_state)
+        else:
+            seed = int(check_random_state(random_state).randint(2**31 - 1))
         ctx = ExperimentContext(registration_policy="error")
         with ctx.activate(), OwnRandomness().seeded(seed, "models"):
             rows = featureset_of(columns, target, tags)
@@ -294,29 +304,30 @@ class ExperimentEstimator(BaseEstimator):  # type: ignore[misc]
         none either; there the experiment is pickled as it is.
         """
         state = dict(super().__getstate__())
-        if "experiment_" in state and (self.build is None or _has_name(self.build)):
-            state["experiment_"] = _packed(state["experiment_"])
+        build: Any = self.build
+        while isinstance(build, functools.partial):
+            build = build.func
+        build = build if hasattr(build, "__qualname__") else type(build)
+        has_name = self.build is None
+        with suppress(AttributeError, ConfigError):
+            has_name = has_name or find_code(f"{build.__module__}:{build.__qualname__}") is build
+        if "experiment_" in state and has_name:
+            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", category=UserWarning)  # of rows in estimators
+                path = self.experiment_.save(Path(folder) / "estimator", rows=False)
+                names = [entry["name"] for entry in inspect_file(path)["classes"]]
+                own = {name: find_code(name) for name in names}
+                state["experiment_"] = path.read_bytes(), own
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if isinstance(state.get("experiment_"), tuple):
-            state = {**state, "experiment_": _unpacked(*state["experiment_"])}
+            data, own = state["experiment_"]
+            with tempfile.TemporaryDirectory() as folder, ExperimentContext().activate():
+                path = Path(folder) / "estimator.exp.mml"
+                path.write_bytes(data)
+                state = {**state, "experiment_": Experiment.load(path, custom_objects=own)}
         super().__setstate__(state)
-
-
-def _is_path(name: str) -> bool:
-    root, is_nested, _ = name.partition("__")
-    return bool(is_nested) and root in SETTINGS
-
-
-def _seed(random_state: Any) -> int:
-    """Return a seed: the number itself, or one that is drawn from a generator."""
-    if random_state is None:
-        return drawn_seed()
-    if isinstance(random_state, Integral):
-        at_least(0, random_state=int(random_state))
-        return int(random_state)
-    return int(check_random_state(random_state).randint(2**31 - 1))
 
 
 def _weigh(experiment: Experiment, class_weight: Any) -> None:
@@ -348,30 +359,3 @@ def _weigh(experiment: Experiment, class_weight: Any) -> None:
         applied.sample_weight = WEIGHTS
     for phase in phases:
         phase.check(graph)
-
-
-def _has_name(build: Any) -> bool:
-    """Return whether a function, or the class of another callable, is found by its name."""
-    while isinstance(build, functools.partial):
-        build = build.func
-    build = build if hasattr(build, "__qualname__") else type(build)
-    try:
-        return find_code(f"{build.__module__}:{build.__qualname__}") is build
-    except (AttributeError, ConfigError):
-        return False
-
-
-def _packed(experiment: Experiment) -> tuple[bytes, dict[str, Any]]:
-    """Return a file without rows, and the user's own classes that it names."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning)  # of rows that estimators hold
-        path = experiment.save(Path(folder) / "estimator", rows=False)
-        names = [entry["name"] for entry in inspect_file(path)["classes"]]
-        return path.read_bytes(), {name: find_code(name) for name in names}
-
-
-def _unpacked(data: bytes, custom_objects: dict[str, Any]) -> Experiment:
-    with tempfile.TemporaryDirectory() as folder, ExperimentContext().activate():
-        path = Path(folder) / "estimator.exp.mml"
-        path.write_bytes(data)
-        return Experiment.load(path, custom_objects=custom_objects)

@@ -17,7 +17,7 @@ from modularml.data import FeatureSet
 from modularml.errors import ConfigError, DataError
 from modularml.results.scores import Meaning
 from modularml.sklearn.base import Build, ExperimentEstimator
-from modularml.strategies.predictors.member_predictions import NodePredictions
+from modularml.strategies.member_predictions import NodePredictions
 
 __all__ = ["ExperimentClassifier", "ExperimentRegressor"]
 

@@ -7,12 +7,16 @@ import lazy_loader
 
 _HOMES = {
     "comparison.collection": ["ExperimentCollection"],
-    "comparison.learning_curve": ["LearningCurve", "learning_curve"],
-    "comparison.permutation_test": ["PermutationTest", "permutation_test_score"],
-    "ensembles.ensemble": ["Ensemble"],
+    "comparison.reruns": [
+        "LearningCurve",
+        "PermutationTest",
+        "learning_curve",
+        "permutation_test_score",
+    ],
+    "ensemble": ["Ensemble"],
     "folds.cross_validation": ["CrossValidation", "FoldFailedWarning", "SelectionWarning"],
-    "folds.cv_binding": ["CVBinding"],
     "folds.cv_results": ["CVResults"],
+    "folds.folds": ["CVBinding"],
     "sweeps.results": ["BestTrial", "SweepResults"],
     "sweeps.sweep": ["Sweep", "TrialFailedWarning"],
     "sweeps.trials": ["TrialPruning"],

@@ -17,7 +17,7 @@ from sklearn.linear_model import Lasso, Ridge
 import modularml as mm
 from modularml.audit import AuditWarning
 from modularml.errors import ConfigError, DataError, MMLNotFoundError, UnknownNameError
-from modularml.strategies.comparison.table import holm, resampled_t_test
+from modularml.strategies.comparison.statistics import holm, resampled_t_test
 from tests.worlds import QUIET, arrays, featureset, graph_of, mlp, mse
 
 pytest.importorskip("matplotlib")

@@ -21,8 +21,8 @@ import modularml as mml
 from modularml.errors import ConfigError
 from modularml.io.atomic import temporary_folder
 from modularml.models.torch import SequentialMLP
-from modularml.strategies.variants import local_workers, worker
-from modularml.strategies.variants.jobs import Work
+from modularml.strategies.variants import workers
+from modularml.strategies.variants.runs import Work
 from modularml.strategies.variants.variant import template_of
 from tests.saboteurs import Saboteur, Trace
 
@@ -58,9 +58,9 @@ def cross_validation(callbacks: Any = (), model: Any = None, **options: Any) -> 
 
 def forecast(monkeypatch: Any, seconds_to_start: float) -> None:
     monkeypatch.setattr(
-        "modularml.strategies.variants.jobs.seconds_to_start", lambda n: seconds_to_start
+        "modularml.strategies.variants.runs.seconds_to_start", lambda n: seconds_to_start
     )
-    monkeypatch.setattr("modularml.strategies.variants.jobs.most_jobs", lambda: 2)
+    monkeypatch.setattr("modularml.strategies.variants.runs.most_jobs", lambda: 2)
 
 
 def test_auto_keeps_short_folds_in_this_process(monkeypatch, caplog, tmp_path):
@@ -145,30 +145,30 @@ def test_a_timeout_needs_processes_that_can_be_stopped():
 
 
 def test_a_worker_without_jobs_forgets_the_experiment(monkeypatch):
-    monkeypatch.setattr(worker, "IDLE_S", 0.2)
+    monkeypatch.setattr(workers, "IDLE_S", 0.2)
     cv = cross_validation()
     own, work = cv.experiment, Work("CV", {"show_training_progress": False})
     with temporary_folder() as folder:
         path = template_of(own, own.execution_plan).save(folder / "job")
-        job = worker.Job(str(path), ["modularml"])
+        job = workers.Job(str(path), ["modularml"])
         for fold in cv.folds[:2]:
-            written, problem = worker.run(job, path, folder, work, fold)
+            written, problem = workers.run(job, path, folder, work, fold)
             assert not problem
-            assert list(worker._loaded) == [job.key]
+            assert list(workers._loaded) == [job.key]
         time.sleep(0.6)
-        assert not worker._loaded
-        again, problem = worker.run(job, path, folder, work, cv.folds[1])  # read again
+        assert not workers._loaded
+        again, problem = workers.run(job, path, folder, work, cv.folds[1])  # read again
         assert not problem
         assert again == written
-        worker._timers.pop().cancel()
-        worker._forget()
+        workers._timers.pop().cancel()
+        workers._forget()
 
 
 def test_forecasts_know_idle_workers(monkeypatch):
-    monkeypatch.setattr(local_workers, "_idle", {1: ["a", "b"]})
-    monkeypatch.setattr(local_workers, "threads_of_each", lambda n: 1)
-    assert local_workers.seconds_to_start(2) == 0.0
-    assert local_workers.seconds_to_start(3) == local_workers._start_seconds[0] > 0
+    monkeypatch.setattr(workers, "_idle", {1: ["a", "b"]})
+    monkeypatch.setattr(workers, "threads_of_each", lambda n: 1)
+    assert workers.seconds_to_start(2) == 0.0
+    assert workers.seconds_to_start(3) == workers._start_seconds[0] > 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -191,9 +191,9 @@ def test_temporary_files_are_not_flushed_to_disk_and_others_are(monkeypatch, tmp
 
 @pytest.mark.slow
 def test_a_worker_loads_the_backend_of_its_job_alone(monkeypatch):
-    monkeypatch.setattr(local_workers, "_idle", defaultdict(deque))
+    monkeypatch.setattr(workers, "_idle", defaultdict(deque))
     assert not cross_validation(n_jobs=2, n_folds=2).run(**SILENT).failed_folds
-    (idle,) = local_workers._idle.values()
+    (idle,) = workers._idle.values()
     for started, _ in idle:
         names = ["torch", "torch._dynamo", "tensorflow", "keras", "sklearn", "matplotlib"]
         code = f"[name for name in {names} if name in __import__('sys').modules]"

@@ -53,7 +53,7 @@ def test_equals_that_of_sklearn(metric, groups):
 
 
 def test_rows_outside_the_folds_keep_their_targets():
-    from modularml.strategies.comparison.permutation_test import _with_rows_of_targets
+    from modularml.strategies.comparison.reruns import _with_rows_of_targets
 
     _, fs, _ = folds()
     rows = np.r_[np.arange(10)[::-1], np.arange(10, N)]

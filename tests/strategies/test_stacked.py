@@ -20,7 +20,7 @@ from modularml.callbacks import Callback, MetricResult
 from modularml.errors import ConfigError, NonFiniteLossError
 from modularml.io.randomness import random_states
 from modularml.models.torch import SequentialMLP
-from modularml.strategies.variants.jobs import Work
+from modularml.strategies.variants.runs import Work
 from modularml.strategies.variants.variant import Sides, Variant
 from tests.worlds import QUIET, arrays, experiment, featureset, mse
 

@@ -10,33 +10,29 @@ import numpy as np
 
 from modularml._arguments import Checked
 from modularml._optional import require
-from modularml._warning import warn
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.experiment import TrainResults
 from modularml.experiment.run import ExperimentRun
 from modularml.results.scores import Meaning, Metrics
 from modularml.results.scoring import Reduce, check_reduce
 from modularml.strategies.comparison.members import (
-    FoldScores,
-    Loaded,
     Member,
-    check_folds,
-    common_folds,
-    fold_scores,
-    full_name,
+    check_split,
+    evaluated,
+    mean_table,
     members_of,
 )
-from modularml.strategies.comparison.permutation_test import check_split, evaluated, mean_table
-from modularml.strategies.comparison.run_facts import RunFacts
-from modularml.strategies.comparison.table import (
+from modularml.strategies.comparison.run_facts import (
+    Loaded,
+    RunFacts,
     comparison_table,
+    full_name,
     greater_is_better,
-    holm,
     metric_names,
-    resampled_t_test,
     warn_of_other_rows,
 )
-from modularml.strategies.ensembles.ensemble import Ensemble
+from modularml.strategies.comparison.statistics import test_table
+from modularml.strategies.ensemble import Ensemble
 from modularml.strategies.folds.cv_results import CVResults
 from modularml.viz.curves import bars
 from modularml.viz.curves import series as draw_series
@@ -229,26 +225,15 @@ class ExperimentCollection(Checked):
         the mean difference is ``s² (1 / n + n_val / n_train)`` instead of ``s² / n``.
         """
         base = self._label(baseline)
-        scores = self._fold_scores(metric)
-        self._warn_of_selection()
-        for name in scores:
-            check_folds(name, scores[name], base, scores[base])
-        folds = common_folds(scores)
-        rows = {}
-        for name, s in scores.items():
-            if name == base:
-                continue
-            one, other = (np.array([x.values[f] for f in folds]) for x in (s, scores[base]))
-            result = resampled_t_test(one, other, ratio=s.ratio, level=level)
-            rows[name] = {"mean": one.mean(), "baseline": other.mean(), **result._asdict()}
-            if np.isnan(result.p):
-                warn(
-                    f"{s.metric!r} of {name!r} and {base!r} differs by {result.difference:g} in "
-                    "every fold, so there is no variance to test with: p is NaN"
-                )
-        frame: pd.DataFrame = require("pandas").DataFrame.from_dict(rows, orient="index")
-        frame["p_holm"], frame["n_folds"] = holm(frame["p"].tolist()), len(folds)
-        return frame.rename_axis("run")
+        single = [n for n, m in self._members.items() if not isinstance(m.source, CVResults)]
+        if single or len(self) < 2:
+            raise ConfigError(
+                "a test compares at least two CVResults on the same folds, but "
+                + (f"{single} are single runs" if single else f"there is only {self.labels}")
+                + "; cross-validate them, or select members: collection[['a', 'b']]"
+            )
+        cvs: dict[str, Any] = dict(self.items())
+        return test_table(cvs, metric, base, level=level)
 
     def evaluate(
         self,
@@ -332,7 +317,13 @@ class ExperimentCollection(Checked):
         warn_of_other_rows(facts, [name])
         if kind == "curve":
             return draw_series(self._curves(name), x="epoch", y=name, path=path)
-        values = {run: self._values(run, f, name) for run, f in facts.items() if name in f.metrics}
+        values: dict[str, list[float]] = {}
+        for run, f in facts.items():
+            source = self._members[run].source if run in self._members else None
+            if name in f.metrics and isinstance(source, CVResults | Ensemble):
+                values[run] = [float(value) for value in source.to_pandas()[name]]
+            elif name in f.metrics:
+                values[run] = [f.metrics[name]]
         return bars(values, x=name, path=path)
 
     def report(self, path: str | Path, **options: Any) -> Path:
@@ -392,35 +383,6 @@ class ExperimentCollection(Checked):
             for name, member in self._members.items()
             for run, facts in member.facts().items()
         }
-
-    def _fold_scores(self, metric: str) -> dict[str, FoldScores]:
-        """Return the scores of all members by fold."""
-        single = [n for n, m in self._members.items() if not isinstance(m.source, CVResults)]
-        if single or len(self) < 2:
-            raise ConfigError(
-                "a test compares at least two CVResults on the same folds, but "
-                + (f"{single} are single runs" if single else f"there is only {self.labels}")
-                + "; cross-validate them, or select members: collection[['a', 'b']]"
-            )
-        loaded: dict[str, Any] = dict(self.items())
-        return {name: fold_scores(name, cv, metric) for name, cv in loaded.items()}
-
-    def _warn_of_selection(self) -> None:
-        """Warn of cross-validations that selected on the rows that are scored."""
-        sources = {name: member.source for name, member in self._members.items()}
-        if chosen := [n for n, s in sources.items() if getattr(s, "selected_on_scored_rows", 0)]:
-            warn(
-                f"{chosen} selected an epoch or a learning rate on the rows that are scored, so "
-                "their scores are too optimistic and the test favours them; cross-validate with "
-                "CVBinding(stop_size=0.15)"
-            )
-
-    def _values(self, run: str, facts: RunFacts, metric: str) -> list[float]:
-        """Return a metric of each fold or member, or of a run."""
-        source = self._members[run].source if run in self._members else None
-        if isinstance(source, CVResults | Ensemble):
-            return [float(value) for value in source.to_pandas()[metric]]
-        return [facts.metrics[metric]]
 
     def _curves(self, metric: str) -> dict[str, Any]:
         """Return epochs and values of a metric of training phases by name of the run."""

@@ -139,11 +139,14 @@ def _of_estimator(path: str, tree: Mapping[str, Any], prefix: str = "") -> Value
     """Yield the parameters of an estimator, of inner ones as ``step__parameter``."""
     for name, value in tree["params"].items():
         steps = value if isinstance(value, list) else [[name, value]]
-        pairs = [_items(step) for step in steps]
+        pairs = [step.get("$tuple") if isinstance(step, Mapping) else step for step in steps]
         inner = [
             pair
             for pair in pairs
-            if len(pair) > 1 and isinstance(pair[1], Mapping) and "$estimator" in pair[1]
+            if isinstance(pair, list | tuple)
+            and len(pair) > 1
+            and isinstance(pair[1], Mapping)
+            and "$estimator" in pair[1]
         ]
         if not inner:
             yield f"{path}.{prefix}{name}", _leaf(value)
@@ -151,12 +154,6 @@ def _of_estimator(path: str, tree: Mapping[str, Any], prefix: str = "") -> Value
             step = f"{prefix}{pair[0]}"
             yield f"{path}.{step}", _name(pair[1]["$estimator"])
             yield from _of_estimator(path, pair[1], f"{step}__")
-
-
-def _items(value: Any) -> list[Any]:
-    if isinstance(value, Mapping) and "$tuple" in value:
-        value = value["$tuple"]
-    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _flat(path: str, tree: Any) -> Values:

@@ -1,181 +1,38 @@
-"""Members of a collection, and the scores of their folds."""
+"""Members of a collection: experiments, runs, folds, ensembles and files, and their scores."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modularml._warning import warn
-from modularml.errors import ConfigError, DataError, MMLError, MMLNotFoundError, UnknownNameError
+from modularml.audit import AuditWarning
+from modularml.errors import ConfigError, DataError, MMLError, MMLNotFoundError
 from modularml.experiment import Experiment
+from modularml.experiment.evaluating import evaluate
 from modularml.experiment.run import ExperimentRun
 from modularml.io.names import find_file
 from modularml.strategies.comparison.run_facts import (
+    Loaded,
     RunFacts,
-    facts_of_ensemble,
-    facts_of_experiment,
+    facts_of,
     facts_of_file,
-    facts_of_folds,
-    facts_of_run,
     row_key,
 )
-from modularml.strategies.ensembles.ensemble import Ensemble
+from modularml.strategies.ensemble import Ensemble
 from modularml.strategies.folds.cv_results import CVResults
 from modularml.strategies.sweeps.results import SweepResults
 
-__all__ = [
-    "FoldScores",
-    "Loaded",
-    "Member",
-    "check_folds",
-    "common_folds",
-    "fold_scores",
-    "full_name",
-    "members_of",
-]
+if TYPE_CHECKING:
+    import pandas as pd
 
+__all__ = ["Member", "check_split", "evaluated", "mean_table", "members_of"]
 
-@dataclass(frozen=True)
-class FoldScores:
-    """Scores of one metric by fold.
-
-    Parameters
-    ----------
-    metric : str
-        Full name of the metric, such as ``val.rmse``.
-    values : dict
-        Score by label of the fold.
-    rows : dict
-        What identifies the rows of each side, by label of the fold.
-    scored : dict
-        What identifies the rows that the metric was computed on, by label of the fold; None if
-        unknown.
-    ratio : float
-        Mean number of held-out rows per row trained on.
-    """
-
-    metric: str
-    values: dict[str, float]
-    rows: dict[str, Any]
-    scored: dict[str, Any]
-    ratio: float
-
-
-def fold_scores(name: str, cv: CVResults, metric: str) -> FoldScores:
-    """Return the scores of a metric that was logged, or is computed on held-out rows.
-
-    Raises
-    ------
-    UnknownNameError
-        If it is neither.
-    """
-    frame: Any = cv.to_pandas()
-    column = full_name(metric, list(frame), optional=True)
-    if column is None:
-        try:
-            frame = cv.to_pandas(metrics=[metric])
-        except UnknownNameError:
-            raise UnknownNameError(f"metric of {name!r}", metric, list(frame)) from None
-        column = next(str(c) for c in frame if str(c).endswith(f".{metric}"))
-    values = {str(fold): float(value) for fold, value in frame[column].items()}
-    rows = {label: _sides(cv, label) for label in cv.fold_labels}
-    scored = {}
-    for label in values:
-        facts = list(facts_of_experiment(cv.get_experiment(label)).values())[-1]
-        scored[label] = facts.rows_of(str(column))
-    sides = [side for label in values for side in cv.sides(label).values()]
-    ratio = float(np.mean([len(side.val) / len(side.train) for side in sides]))
-    return FoldScores(str(column), values, rows, scored, ratio)
-
-
-def full_name(metric: str, columns: list[Any], *, optional: bool = False) -> str | None:
-    """Return the only column of a metric, by its full name or without its phase.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is none, unless `optional`.
-    ConfigError
-        If several phases logged it.
-    """
-    matching = [c for c in columns if c == metric] or [
-        c for c in columns if str(c).endswith(f".{metric}")
-    ]
-    if len(matching) > 1:
-        raise ConfigError(f"metric {metric!r} may be any of {matching}; pass its full name")
-    if not matching and not optional:
-        raise UnknownNameError("metric", metric, columns)
-    return str(matching[0]) if matching else None
-
-
-def _sides(cv: CVResults, label: str) -> Any:
-    """Return what identifies the rows on both sides of a fold."""
-    keys = set()
-    experiment = next(iter(cv._experiments.values()))  # folds share their rows
-    for name, side in cv.sides(label).items():
-        fs: Any = experiment.ctx.get_node(name, enforce_type="FeatureSet")
-        collection = fs.collection
-        trained = side.train if side.stop is None else np.concatenate([side.train, side.stop])
-        keys.add((row_key(collection, side.val), row_key(collection, trained)))
-    return frozenset(keys)
-
-
-def check_folds(name: str, scores: FoldScores, base: str, baseline: FoldScores) -> None:
-    """Refuse cross-validations whose folds, or whose scored rows, differ.
-
-    Raises
-    ------
-    ConfigError
-        With the first fold that differs.
-    """
-    for label in scores.rows:
-        if label in baseline.rows and scores.rows[label] != baseline.rows[label]:
-            raise ConfigError(
-                f"{name!r} and {base!r} cannot be tested against each other, as {label} holds "
-                "other rows; run both cross-validations with the same data, bindings, n_folds, "
-                "n_repeats and seed"
-            )
-        known = scores.scored.get(label), baseline.scored.get(label)
-        if None not in known and known[0] != known[1]:
-            raise ConfigError(
-                f"{scores.metric!r} of {name!r} and {baseline.metric!r} of {base!r} were computed "
-                f"on different rows of {label}; choose a metric of the same rows, or a name such "
-                "as 'rmse', which is computed on the held-out rows"
-            )
-
-
-def common_folds(scores: Mapping[str, FoldScores]) -> list[str]:
-    """Return the folds that all have scores for, at least 2; warn of others.
-
-    Raises
-    ------
-    ConfigError
-        If there are fewer, or a score is not finite.
-    """
-    every = list(dict.fromkeys(label for s in scores.values() for label in s.rows))
-    common = [label for label in every if all(label in s.values for s in scores.values())]
-    if len(common) < 2:
-        raise ConfigError(
-            f"{list(scores)} have {len(common)} folds in common, and a test needs at least 2; run "
-            "them with the same folds"
-        )
-    for name, s in scores.items():
-        if bad := [label for label in common if not np.isfinite(s.values[label])]:
-            raise ConfigError(
-                f"{s.metric!r} of {name!r} is {s.values[bad[0]]} in {bad[0]}; a test needs finite "
-                "scores of all folds"
-            )
-    if others := [label for label in every if label not in common]:
-        warn(f"{others} are left out of the test, as some of {list(scores)} have no score for them")
-    return common
-
-
-Loaded: TypeAlias = Experiment | ExperimentRun | CVResults | Ensemble
 _SUFFIX = ".exp.mml"
 
 
@@ -201,17 +58,7 @@ class Member:
 
     def facts(self) -> dict[str, RunFacts]:
         """Return the facts of each run by its label; of one alone by ""."""
-        if self._of_file is not None:
-            facts = self._of_file
-        elif isinstance(self.source, CVResults):
-            return {"": facts_of_folds(self.source)}
-        elif isinstance(self.source, Ensemble):
-            return {"": facts_of_ensemble(self.source)}
-        elif isinstance(self.source, ExperimentRun):
-            return {"": facts_of_run(self.source)}
-        else:
-            assert isinstance(self.source, Experiment)
-            facts = facts_of_experiment(self.source)
+        facts = facts_of(self.load()) if self._of_file is None else self._of_file
         return {"": next(iter(facts.values()))} if len(facts) == 1 else facts
 
     def load(self) -> Loaded:
@@ -272,7 +119,8 @@ def members_of(items: Any, *, recursive: bool, options: Mapping[str, Any]) -> di
         except MMLError as error:
             damaged.append(f"{source}: {error}")
             continue
-        members[_free(name, members)] = member
+        names = (name if i == 1 else f"{name} ({i})" for i in range(1, len(members) + 2))
+        members[next(free for free in names if free not in members)] = member
     if damaged and members:
         warn(f"{len(damaged)} files cannot be read and are left out: {'; '.join(damaged)}")
     if not members:
@@ -315,7 +163,17 @@ def _sources_of(item: Any, *, recursive: bool) -> Iterator[tuple[str, Loaded | P
             f"{type(item).__name__}"
         )
     elif _is_folder(item):
-        yield from _files_in(Path(item).expanduser(), recursive=recursive)
+        folder = Path(item).expanduser()
+        paths = sorted((folder.rglob if recursive else folder.glob)(f"*{_SUFFIX}"))
+        if not paths:
+            others = sorted(path.name for path in folder.iterdir())[:5]
+            raise DataError(
+                f"folder {str(folder)!r} has no file of an experiment (*{_SUFFIX}); it has "
+                f"{others or 'nothing'}. Name another folder, or pass recursive=True to read "
+                "subfolders"
+            )
+        for path in paths:
+            yield path.relative_to(folder).as_posix().removesuffix(_SUFFIX), path
     else:
         path = find_file(Path(item), "exp")
         yield path.name.removesuffix(_SUFFIX), path
@@ -325,19 +183,65 @@ def _is_folder(item: Any) -> bool:
     return isinstance(item, str | os.PathLike) and Path(item).expanduser().is_dir()
 
 
-def _files_in(folder: Path, *, recursive: bool) -> Iterator[tuple[str, Path]]:
-    paths = sorted((folder.rglob if recursive else folder.glob)(f"*{_SUFFIX}"))
-    if not paths:
-        others = sorted(path.name for path in folder.iterdir())[:5]
-        raise DataError(
-            f"folder {str(folder)!r} has no file of an experiment (*{_SUFFIX}); it has "
-            f"{others or 'nothing'}. Name another folder, or pass recursive=True to read subfolders"
-        )
-    for path in paths:
-        yield path.relative_to(folder).as_posix().removesuffix(_SUFFIX), path
+def check_split(split: str, experiments: Mapping[str, Sequence[Experiment]]) -> None:
+    """Refuse a split that holds other rows in some experiments."""
+    first: tuple[str, Any] | None = None
+    for name, of_member in experiments.items():
+        for experiment in of_member:
+            sets = experiment.ctx.available_featuresets.values()
+            views = [fs.get_split(split) for fs in sets if split in fs.splits]
+            keys = frozenset(row_key(v.collection, v.valid_indices) for v in views)
+            first = first or (name, keys)
+            if keys != first[1]:
+                raise ConfigError(
+                    f"split {split!r} holds other rows in {name!r} than in {first[0]!r}, so scores "
+                    "on it do not compare them; pass rows instead, such as a FeatureSet or a frame"
+                )
 
 
-def _free(name: str, taken: Mapping[str, Any]) -> str:
-    """Return a name that is not taken: itself, or with a number."""
-    names = (name if i == 1 else f"{name} ({i})" for i in range(1, len(taken) + 2))
-    return next(free for free in names if free not in taken)
+def evaluated(member: Member, name: str, data: Any, **options: Any) -> list[pd.DataFrame]:
+    """Return the scores of a member, of each fold; report rows that were learned from once.
+
+    An ensemble is scored by its mean prediction.
+    """
+    loaded = member.load()
+    tables: list[pd.DataFrame] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if isinstance(loaded, Ensemble):
+            if not options.pop("unscale"):
+                raise ConfigError(
+                    f"unscale=False is not supported for the ensemble {name!r}, whose members have "
+                    "scalers of their own; pass unscale=True"
+                )
+            return [loaded.evaluate(data, **options)]
+        for experiment in member.experiments(name):
+            audit = "warn" if isinstance(loaded, CVResults) else experiment.audit
+            graph: Any = experiment.model_graph
+            if graph is None:
+                raise ConfigError(f"{name!r} has no graph to evaluate; add a ModelGraph")
+            with experiment.ctx.activate():
+                tables.append(
+                    evaluate(graph, data, node=None, batch_size=None, audit=audit, **options)
+                )
+    learned = [w for w in caught if issubclass(w.category, AuditWarning)]
+    if learned:
+        others = f" (and {len(learned) - 1} other folds)" if len(learned) > 1 else ""
+        warn(f"{learned[0].message}{others}", AuditWarning)
+    others_once = dict.fromkeys((str(w.message), w.category) for w in caught if w not in learned)
+    for message, category in others_once:
+        warn(message, category)
+    return tables
+
+
+def mean_table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the mean of equally shaped tables, with standard deviations if there are several."""
+    first = tables[0].copy()
+    keys = {"node", "group", "n", "n_missing"}
+    if len(tables) == 1:
+        return first
+    for name in [c for c in first if c not in keys]:
+        values = np.stack([table[name].to_numpy() for table in tables])
+        first[name] = values.mean(axis=0)
+        first.insert(list(first).index(name) + 1, f"{name}_std", values.std(axis=0, ddof=1))
+    return first

@@ -1,43 +1,52 @@
-"""Facts of runs to compare: config, rows, metrics and durations."""
+"""Facts of runs to compare: config, rows, metrics and durations, and their table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from modularml._optional import require
 from modularml._typing import IntArray
+from modularml._warning import warn
 from modularml.audit.likeness import id_words
 from modularml.data.collection import SampleCollection
 from modularml.data.ids import make_ids
 from modularml.data.schema import SAMPLE_UUIDS
-from modularml.errors import MMLError, MMLKindError
+from modularml.engine.monitoring import direction
+from modularml.errors import ConfigError, MMLError, MMLKindError, UnknownNameError
 from modularml.experiment import Experiment, PhaseGroupResults, TrainResults
 from modularml.experiment.run import ExperimentRun
 from modularml.io import inspect, limits
 from modularml.io.archive import open_archive
 from modularml.io.tensors import load_table, load_tensors
 from modularml.strategies.comparison.config_paths import config_by_path, config_of
-from modularml.strategies.ensembles.ensemble import Ensemble
+from modularml.strategies.ensemble import Ensemble
 from modularml.strategies.folds.cv_results import CVResults
-from modularml.strategies.folds.folds import logged_figures
+from modularml.strategies.folds.held_out import logged_figures
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "Loaded",
     "RunFacts",
-    "facts_of_ensemble",
-    "facts_of_experiment",
+    "comparison_table",
+    "facts_of",
     "facts_of_file",
-    "facts_of_folds",
-    "facts_of_run",
+    "full_name",
+    "greater_is_better",
+    "metric_names",
     "row_key",
+    "warn_of_other_rows",
 ]
 
+Loaded: TypeAlias = Experiment | ExperimentRun | CVResults | Ensemble
 RowKey: TypeAlias = tuple[int, int, int]
 Split: TypeAlias = tuple[str, str | None]
 """Label of a FeatureSet, and a split of it; None for all rows."""
@@ -113,57 +122,56 @@ def row_key(collection: SampleCollection, rows: IntArray | None = None) -> RowKe
     return len(words), int(words.sum(dtype=np.uint64)), int(np.bitwise_xor.reduce(words))
 
 
-def facts_of_experiment(experiment: Experiment) -> dict[str, RunFacts]:
-    """Return the facts of each run of an experiment, by label of the run; "" if there is none."""
-    common = _config_and_rows(experiment)
-    if not experiment.history:
-        return {"": RunFacts("run", **common)}
-    names = _unique(run.label for run in experiment.history)
-    return {name: _of_run(run, common) for name, run in zip(names, experiment.history, strict=True)}
+def facts_of(source: Loaded) -> dict[str, RunFacts]:
+    """Return the facts of each run of an experiment, by label; of other sources by one label.
 
-
-def facts_of_run(run: ExperimentRun) -> RunFacts:
-    """Return the facts of a run without its experiment: metrics, duration and status."""
-    return _of_run(run, {})
-
-
-def facts_of_folds(cv: CVResults) -> RunFacts:
-    """Return the facts of a cross-validation: what its folds have in common, and means."""
-    labels = [label for label in cv.fold_labels if label not in cv.failed_folds]
-    facts = _of_several("folds", [cv.get_experiment(label) for label in labels], cv.to_pandas())
-    status = f"{len(cv.failed_folds)} of {cv.n_folds} folds failed"
-    return replace(
-        facts,
-        reads={**cv.held_out, **facts.reads},
-        status=status if cv.failed_folds else facts.status,
-    )
-
-
-def facts_of_ensemble(ensemble: Ensemble) -> RunFacts:
-    """Return the facts of an ensemble: what its members have in common, and their means."""
-    scores = ensemble.to_pandas().select_dtypes("number").drop(columns="seconds", errors="ignore")
-    facts = _of_several("ensemble", list(ensemble.members.values()), scores)
-    n_failed = len(ensemble.failed_members)
-    return replace(facts, status=f"{n_failed} members failed") if n_failed else facts
-
-
-def _of_several(kind: str, experiments: Sequence[Experiment], scores: pd.DataFrame) -> RunFacts:
-    """Return what experiments have in common, and means of their scores."""
-    facts = [list(facts_of_experiment(experiment).values())[-1] for experiment in experiments]
+    Of folds and members, the facts are what they have in common, and their mean scores.
+    """
+    if isinstance(source, ExperimentRun):
+        return _of_runs({}, [source])
+    if isinstance(source, Experiment):
+        with source.ctx.activate():
+            sets = source.ctx.available_featuresets.values()
+            rows = [
+                (str(fs.label), fs.collection, {k: v.valid_indices for k, v in fs.splits.items()})
+                for fs in sets
+            ]
+            common = _common(config_of(source), rows)
+        return _of_runs(common, source.history)
+    reads: Mapping[str, list[Split]] = {}
+    if isinstance(source, CVResults):
+        kind, scores, failed = "folds", source.to_pandas(), source.failed_folds
+        labels = [label for label in source.fold_labels if label not in failed]
+        experiments = [source.get_experiment(label) for label in labels]
+        status, reads = f"{len(failed)} of {source.n_folds} folds failed", source.held_out
+    else:
+        kind, failed, experiments = "ensemble", source.failed_members, list(source.members.values())
+        scores = source.to_pandas().select_dtypes("number")
+        scores = scores.drop(columns="seconds", errors="ignore")
+        status = f"{len(failed)} members failed"
+    facts = [list(facts_of(experiment).values())[-1] for experiment in experiments]
     first = facts[0]
-    return RunFacts(
+    sizes, keys = dict[Split, Any](), dict[Split, Any]()
+    for split, size in first.sizes.items():
+        known: list[Any] = [f.sizes.get(split) for f in facts]
+        sizes[split] = size if min(known) == max(known) else f"{min(known)}-{max(known)}"
+        of_all = [f.keys.get(split) for f in facts]  # one key that all share, or those of all
+        keys[split] = of_all[0] if len(set(of_all)) == 1 else tuple(of_all)
+        keys[split] = None if None in of_all else keys[split]
+    run = RunFacts(
         kind,
         config={k: v for k, v in first.config.items() if all(f.config.get(k) == v for f in facts)},
         fingerprints=first.fingerprints,
-        sizes={split: _range([f.sizes.get(split) for f in facts]) for split in first.sizes},
-        keys={split: _common([f.keys.get(split) for f in facts]) for split in first.keys},
-        reads=first.reads,
+        sizes=sizes,
+        keys=keys,
+        reads={**reads, **first.reads},
         metrics={str(name): float(value) for name, value in scores.mean().items()},
         spread={str(name): float(value) for name, value in scores.std().items()},
         n_members=len(facts),
         seconds=sum(f.seconds or 0.0 for f in facts),
-        status=first.status,
+        status=status if failed else first.status,
     )
+    return {"": run}
 
 
 def facts_of_file(path: Path) -> dict[str, RunFacts]:
@@ -179,83 +187,62 @@ def facts_of_file(path: Path) -> dict[str, RunFacts]:
         problem = f"is of kind {described['kind']}"
         raise MMLKindError(limits.OTHER_KIND, path, "", problem, "Pass files of experiments")
     try:
-        return _of_file(path, described)
+        return _of_runs(_common(described["config"], _rows_of_file(path)), described["runs"])
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         problem = f"deviates from the format: {type(error).__name__} {error}"[:200]
         raise MMLError(limits.MISFIT, path, "state.json", problem) from None
 
 
-def _of_file(path: Path, described: Mapping[str, Any]) -> dict[str, RunFacts]:
-    fingerprints, sizes, keys = _rows_of_file(path)
-    common: dict[str, Any] = {
-        "config": config_by_path(described["config"]),
-        "fingerprints": fingerprints,
-        "sizes": sizes,
-        "keys": keys,
-    }
-    runs = described["runs"]
-    if not runs:
-        return {"": RunFacts("run", **common)}
-    return {
-        name: RunFacts(
-            "run",
-            **common,
-            reads={p: [_known(s, keys) for s in splits] for p, splits in run["rows_of"].items()},
-            metrics={k: v for k, v in run["metrics"].items() if "[" not in k},
-            seconds=run["seconds"],
-            status=run["status"],
-        )
-        for name, run in zip(_unique(run["label"] for run in runs), runs, strict=True)
-    }
-
-
 # -- parts of facts --------------------------------------------------------------------------------
 
-
-def _of_run(run: ExperimentRun, common: Mapping[str, Any]) -> RunFacts:
-    frame, *_ = logged_figures({"run": run.results}, "kept")
-    reads = {p: [_known(s, common.get("keys", {})) for s in r] for p, r in _reads(run.results)}
-    return RunFacts(
-        "run",
-        **common,
-        reads=reads,
-        metrics=frame.get("run", {}),
-        seconds=run.seconds,
-        status=run.status,
-    )
+Rows: TypeAlias = Iterable[tuple[str, SampleCollection, Mapping[str, IntArray]]]
+"""Label, rows and splits of FeatureSets."""
 
 
-def _config_and_rows(experiment: Experiment) -> dict[str, Any]:
+def _common(config: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+    """Return the facts that all runs of an experiment share."""
     fingerprints, sizes, keys = {}, dict[Split, Any](), dict[Split, Any]()
-    with experiment.ctx.activate():
-        config = config_by_path(config_of(experiment))
-        for fs in experiment.ctx.available_featuresets.values():
-            label, collection = str(fs.label), fs.collection
-            splits = {name: view.valid_indices for name, view in fs.splits.items()}
-            fingerprints[label] = collection.fingerprint
-            _add_rows(label, collection, splits, sizes, keys)
-    return {"config": config, "fingerprints": fingerprints, "sizes": sizes, "keys": keys}
+    for label, collection, splits in rows:
+        fingerprints[label] = collection.fingerprint
+        sizes[label, None] = collection.n_absent or collection.n_samples
+        keys[label, None] = row_key(collection)
+        for name, positions in splits.items():
+            sizes[label, name] = len(positions)
+            keys[label, name] = row_key(collection, positions)
+    facts = {"fingerprints": fingerprints, "sizes": sizes, "keys": keys}
+    return {"config": config_by_path(config), **facts}
 
 
-def _add_rows(
-    label: str,
-    collection: SampleCollection,
-    splits: Mapping[str, IntArray],
-    sizes: dict[Split, Any],
-    keys: dict[Split, Any],
-) -> None:
-    """Add the size and key of a FeatureSet and of each split."""
-    sizes[label, None] = collection.n_absent or collection.n_samples
-    keys[label, None] = row_key(collection)
-    for name, rows in splits.items():
-        sizes[label, name] = len(rows)
-        keys[label, name] = row_key(collection, rows)
+def _of_runs(common: Mapping[str, Any], runs: Iterable[Any]) -> dict[str, RunFacts]:
+    """Return facts by label, of a label that occurs again with a number: ``train (2)``.
+
+    Runs are objects, or what `inspect` tells of them.
+    """
+    found: dict[str, RunFacts] = {}
+    keys, counts = common.get("keys", {}), Counter[str]()
+    for run in runs:
+        if isinstance(run, ExperimentRun):
+            read: Mapping[str, Any] = dict(_reads(run.results))
+            metrics = logged_figures({"run": run.results}, "kept")[0].get("run", {})
+            label, seconds, status = run.label, run.seconds, run.status
+        else:
+            read, label, seconds, status = (
+                run[k] for k in ("rows_of", "label", "seconds", "status")
+            )
+            metrics = {k: v for k, v in run["metrics"].items() if "[" not in k}
+        reads = {  # a FeatureSet and its split, or all of its rows if there is no such split
+            phase: [(fs, split) if (fs, split) in keys else (fs, None) for fs, split in splits]
+            for phase, splits in read.items()
+        }
+        counts[label] += 1
+        name = label if counts[label] == 1 else f"{label} ({counts[label]})"
+        facts: dict[str, Any] = {**common, "reads": reads, "metrics": metrics}
+        found[name] = RunFacts("run", **facts, seconds=seconds, status=status)
+    return found or {"": RunFacts("run", **common)}
 
 
-def _rows_of_file(path: Path) -> tuple[dict[str, str], dict[Split, Any], dict[Split, Any]]:
-    """Return fingerprints, and sizes and keys of the rows of a file."""
+def _rows_of_file(path: Path) -> Iterator[tuple[str, SampleCollection, dict[str, IntArray]]]:
     archive = open_archive(path)
-    fingerprints, sizes, keys = {}, dict[Split, Any](), dict[Split, Any]()
     for label, data in archive.json("state.json")["featuresets"].items():
         member = data["table"]["$table"]
         table = load_table(archive.payloads[member], path, member)
@@ -263,20 +250,16 @@ def _rows_of_file(path: Path) -> tuple[dict[str, str], dict[Split, Any], dict[Sp
         if "absent" in data:
             absent = data["absent"]
             collection = collection.without_rows(absent["rows"], absent["fingerprint"])
-        splits = {
-            name: np.asarray(_array(stored, archive, path), dtype=np.int64)
-            for name, stored in data["splits"].items()
-        }
-        fingerprints[label] = collection.fingerprint
-        _add_rows(label, collection, splits, sizes, keys)
-    return fingerprints, sizes, keys
-
-
-def _array(stored: Mapping[str, Any], archive: Any, path: Path) -> Any:
-    if "$tensor" in stored:
-        member = stored["in"]
-        return load_tensors(archive.payloads[member], path, member)[stored["$tensor"]]
-    return np.array(stored["$array"]).ravel()
+        splits = {}
+        for name, stored in data["splits"].items():
+            if "$tensor" in stored:
+                member = stored["in"]
+                tensors = load_tensors(archive.payloads[member], path, member)
+                rows = tensors[stored["$tensor"]]
+            else:
+                rows = np.array(stored["$array"]).ravel()
+            splits[name] = np.asarray(rows, dtype=np.int64)
+        yield label, collection, splits
 
 
 def _reads(results: PhaseGroupResults) -> Iterable[tuple[str, list[Split]]]:
@@ -293,29 +276,110 @@ def _reads(results: PhaseGroupResults) -> Iterable[tuple[str, list[Split]]]:
                 yield name, [(str(view.source.label), str(view.label)) for view in views]
 
 
-def _known(split: Sequence[Any], keys: Mapping[Split, Any]) -> Split:
-    """Return a FeatureSet and its split, or all of its rows if there is no such split."""
-    label, name = split
-    return (label, name) if (label, name) in keys else (label, None)
+# -- table -----------------------------------------------------------------------------------------
 
 
-def _range(sizes: Sequence[Any]) -> Any:
-    least, most = min(sizes), max(sizes)
-    return least if least == most else f"{least}-{most}"
+def comparison_table(facts: Mapping[str, RunFacts], *, differences_only: bool) -> pd.DataFrame:
+    """Return one row per run; see `ExperimentCollection.compare`."""
+    rows = []
+    for f in facts.values():
+        row = {f"config.{path}": value for path, value in f.config.items()}
+        row |= {f"data.{label}": print_ for label, print_ in f.fingerprints.items()}
+        row |= {f"rows.{label}{f'.{s}' if s else ''}": n for (label, s), n in f.sizes.items()}
+        rows.append(row)
+    paths = list(dict.fromkeys(path for row in rows for path in row))
+    if differences_only:
+        paths = _different(rows, paths)
+    for row, f in zip(rows, facts.values(), strict=True):
+        for name, value in f.metrics.items():
+            row[name] = value
+            if name in f.spread:
+                row[f"{name}_std"] = f.spread[name]
+        row |= {"n_members": f.n_members, "seconds": f.seconds, "status": f.status}
+    metrics = metric_names(facts)
+    spreads = {f"{name}_std" for f in facts.values() for name in f.spread}
+    columns = [c for name in metrics for c in (name, f"{name}_std") if c in {*metrics, *spreads}]
+    members = ["n_members"] if any(f.n_members for f in facts.values()) else []
+    frame: pd.DataFrame = require("pandas").DataFrame(
+        rows, index=list(facts), columns=[*paths, *columns, *members, "seconds", "status"]
+    )
+    return frame.rename_axis("run")
 
 
-def _common(keys: Sequence[Any]) -> Any:
-    """Return the key that all folds share, or those of all folds; None if one is unknown."""
-    if None in keys:
-        return None
-    return keys[0] if len(set(keys)) == 1 else tuple(keys)
+def _different(rows: Sequence[Mapping[str, Any]], paths: Sequence[str]) -> list[str]:
+    """Return the paths whose values differ; of a part that some runs lack, only the part."""
+    absent = object()
+    values = {p: [row.get(p, absent) for row in rows] for p in paths}
+    plain = int | float | str | None
+    differing = [
+        path
+        for path, every in values.items()
+        if len({value if isinstance(value, plain) else repr(value) for value in every}) > 1
+    ]
+    having = {p: tuple(p in row for row in rows) for p in differing}
+    kept: list[str] = []
+    for path in differing:
+        parts = path.split(".")
+        above = (".".join(parts[:i]) for i in range(1, len(parts)))
+        if all(having[path]) or not any(having.get(part) == having[path] for part in above):
+            kept.append(path)
+    return kept
 
 
-def _unique(labels: Iterable[str]) -> list[str]:
-    """Return names, those that occur again with a number: ``train``, ``train (2)``."""
-    names: list[str] = []
-    counts: dict[str, int] = {}
-    for label in labels:
-        counts[label] = counts.get(label, 0) + 1
-        names.append(label if counts[label] == 1 else f"{label} ({counts[label]})")
-    return names
+def metric_names(facts: Mapping[str, RunFacts]) -> list[str]:
+    """Return the names of all metrics."""
+    return list(dict.fromkeys(name for f in facts.values() for name in f.metrics))
+
+
+def full_name(metric: str, columns: list[Any], *, optional: bool = False) -> str | None:
+    """Return the only column of a metric, by its full name or without its phase.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is none, unless `optional`.
+    ConfigError
+        If several phases logged it.
+    """
+    matching = [c for c in columns if c == metric] or [
+        c for c in columns if str(c).endswith(f".{metric}")
+    ]
+    if len(matching) > 1:
+        raise ConfigError(f"metric {metric!r} may be any of {matching}; pass its full name")
+    if not matching and not optional:
+        raise UnknownNameError("metric", metric, columns)
+    return str(matching[0]) if matching else None
+
+
+def greater_is_better(metric: str, mode: str | None) -> bool:
+    """Return whether greater values of a metric are better, by `mode` or its name."""
+    if mode not in (None, "min", "max"):
+        raise ConfigError(f"mode must be 'min', 'max' or None, got {mode!r}")
+    known = direction(metric.rpartition(".")[2], ()) if mode is None else mode == "max"
+    if known is None:
+        raise ConfigError(
+            f"it is unknown whether greater values of {metric!r} are better; pass mode='min' or "
+            "'max'"
+        )
+    return known
+
+
+def warn_of_other_rows(facts: Mapping[str, RunFacts], metrics: Sequence[str] = ()) -> None:
+    """Warn of metrics that were computed on other rows in some runs.
+
+    By default of all but the losses of training, which may have other rows.
+    """
+    others: dict[tuple[str, str], list[str]] = {}
+    evaluated = [name for name in metric_names(facts) if not name.endswith(".train_loss")]
+    for metric in metrics or evaluated:
+        rows = {n: f.rows_of(metric) for n, f in facts.items() if metric in f.metrics}
+        known = {name: keys for name, keys in rows.items() if keys is not None}
+        for one, other in combinations(known, 2):
+            if known[one] != known[other]:
+                others.setdefault((one, other), []).append(metric)
+                break
+    for (one, other), names in others.items():
+        warn(
+            f"{names} of {one!r} and {other!r} were computed on different rows, so their values do "
+            "not compare the models; evaluate(data) scores all on the same rows"
+        )

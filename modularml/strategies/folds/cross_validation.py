@@ -13,24 +13,21 @@ from modularml.errors import ConfigError
 from modularml.experiment import Experiment, PhaseGroup
 from modularml.phases.phase import ExperimentPhase, all_of
 from modularml.splitters import FoldSplitter, ScikitSplitter
-from modularml.strategies.folds.cv_binding import (
-    CVBinding,
+from modularml.strategies.folds.cv_results import CVResults
+from modularml.strategies.folds.folds import CVBinding, make_folds
+from modularml.strategies.folds.held_out import (
     SelectionWarning,
     audit_variant,
-    selections,
-    warn_of_leaks,
-    warn_or_refuse,
+    check_scored_rows,
 )
-from modularml.strategies.folds.cv_results import CVResults
-from modularml.strategies.folds.folds import make_folds
-from modularml.strategies.variants.jobs import Jobs, Search, Stacked
 from modularml.strategies.variants.runs import (
     FoldFailedWarning,
+    Jobs,
+    Search,
+    Stacked,
     VariantRuns,
-    check_jobs,
-    checked_experiment,
 )
-from modularml.strategies.variants.variant import Variant, reads_only
+from modularml.strategies.variants.variant import Variant, checked_experiment, reads_only
 
 __all__ = ["CrossValidation", "FoldFailedWarning", "SelectionWarning"]
 
@@ -142,7 +139,6 @@ class CrossValidation(Checked):
         chosen = checked_experiment(experiment, phase)
         at_least(0, seed=seed)
         at_least(1, n_folds=n_folds, n_repeats=n_repeats)
-        check_jobs(n_jobs, timeout, "fold")
         self.label, self.experiment, self.phase = label, chosen, phase
         self.bindings = checked_bindings(bindings, chosen)
         self.n_folds, self.seed, self.n_repeats = n_folds, seed, n_repeats
@@ -151,8 +147,7 @@ class CrossValidation(Checked):
         if splitter is None and n_folds == 1 and any(b.val_size is None for b in self.bindings):
             raise ConfigError("n_folds=1 needs val_size: one fold would validate on every row")
         self.stacked = stacked
-        runs = {"n_jobs": n_jobs, "timeout": timeout, "search": search, "stacked": stacked}
-        self._runs = VariantRuns(label, chosen, phase, "fold", **runs)  # type: ignore[arg-type]
+        self._runs = VariantRuns(self, "fold", search)
 
     @property
     def phase_template(self) -> ExperimentPhase | PhaseGroup:
@@ -217,15 +212,14 @@ class CrossValidation(Checked):
         plan = self._runs.plan
         if missing := self._runs.missing(self.folds):
             audit_variant(self.experiment, plan, missing[0])
-        warn_of_leaks(self.experiment, plan, self.bindings)
-        selected = selections(self.experiment, plan, self.bindings)
-        if selected:
-            message = (
-                f"{'; '.join(selected)}. Folds are scored on these rows, so their scores are "
-                "too optimistic; pass, for example, stop_size=0.15 to CVBinding, which holds out "
-                "training rows of each fold for this"
-            )
-            warn_or_refuse(self.experiment, message, SelectionWarning)
+        selects = check_scored_rows(
+            self.experiment,
+            plan,
+            self.bindings,
+            "Folds are scored on these rows, so their scores are too optimistic; pass, for "
+            "example, stop_size=0.15 to CVBinding, which holds out training rows of each fold for "
+            "this",
+        )
         self._warn_of_unused_rows(plan)
         failed = self._runs.run(self.folds, show=show_fold_progress, resume=resume, flags=flags)
         return CVResults(
@@ -234,7 +228,7 @@ class CrossValidation(Checked):
             self.folds,
             self._runs.done,
             failed,
-            selected_on_scored_rows=bool(selected),
+            selected_on_scored_rows=selects,
         )
 
     def fresh(self, folds: Sequence[Variant] | None = None) -> CrossValidation:

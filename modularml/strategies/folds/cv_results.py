@@ -11,9 +11,7 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._warning import warn
-from modularml.data.batch import as_numpy
-from modularml.data.execution import ExecutionContext, LossRecord
-from modularml.data.selectors import select_one
+from modularml.data.execution import LossRecord
 from modularml.errors import ConfigError, ExecutionError, UnknownNameError
 from modularml.experiment import (
     Experiment,
@@ -21,23 +19,22 @@ from modularml.experiment import (
     TrainResults,
 )
 from modularml.graph.node import GraphNode
-from modularml.graph.outputs import unscale_outputs
-from modularml.results.eval_results import by_column, output_labels
 from modularml.results.phase_results import PhaseResults
 from modularml.results.plots import ComparedRows, plot_rows
 from modularml.results.scores import Score, default_score
-from modularml.results.scoring import Reduce, blanked, target_steps
+from modularml.results.scoring import Reduce
 from modularml.results.series import AxisSeries
 from modularml.splitters.base import key_list
-from modularml.strategies.folds.cv_binding import CVBinding
-from modularml.strategies.folds.folds import (
+from modularml.strategies.folds.folds import CVBinding
+from modularml.strategies.folds.held_out import (
     At,
     compared_rows,
-    held_out_results,
     held_out_scores,
     logged_figures,
+    predicted_rows,
 )
-from modularml.strategies.predictors.predictor import Predictor
+from modularml.strategies.member_predictions import Members
+from modularml.strategies.predictor import Predictor
 from modularml.strategies.variants.variant import Sides, Variant
 from modularml.viz.curves import series as draw_series
 
@@ -183,7 +180,11 @@ class CVResults:
         """
         pandas = require("pandas")
         label_or_id = node.label if isinstance(node, GraphNode) else node
-        frames = [self._predicted(label, label_or_id) for label in self._experiments]
+        repeats = len({fold.repeat for fold in self._folds.values()}) > 1
+        frames = [
+            predicted_rows(experiment, self._folds[k], label_or_id, self._bindings, repeats=repeats)
+            for k, experiment in self._experiments.items()
+        ]
         return pandas.concat(frames)  # type: ignore[no-any-return]
 
     def predict(self, data: Any, **options: Any) -> Any:
@@ -198,9 +199,8 @@ class CVResults:
             of held-out rows.
         """
         sets = next(iter(self._bindings.values())).featureset.context.available_featuresets
-        return Predictor(self._experiments, list(sets.values()), self._folds).predict(
-            data, **options
-        )
+        members = Members(self._experiments, list(sets.values()), self._folds)
+        return Predictor(members).predict(data, **options)
 
     def to_pandas(
         self,
@@ -392,7 +392,17 @@ class CVResults:
         if metrics is None and how.get("per") is not None:
             raise ConfigError(f"per={how['per']!r} applies to metrics, such as metrics=['rmse']")
         if metrics is None and not frame and not groups:
-            metrics = self._default_metrics()
+            graph = next(iter(self._experiments.values())).model_graph
+            tails = [] if graph is None else [graph.get_node(node) for node in graph.tail_nodes]
+            names = {default_score(getattr(node, "model", None)) for node in tails}
+            if len(names) == 1 and None not in names:
+                metrics = list(names)
+            else:
+                warn(
+                    f"the folds of {self.label!r} logged no scores: pass losses to the EvalPhase, "
+                    "add an Evaluation to the training phase, or pass metrics, such as ['rmse'], "
+                    "to summary()"
+                )
         if metrics is not None:
             for label, experiment in self._experiments.items():
                 fold = self._folds[label]
@@ -405,28 +415,12 @@ class CVResults:
             warn(
                 f"{', '.join(sorted(unlogged))} were not logged in the {at} epoch of every "
                 "fold and are NaN there; evaluate with every_n_epochs=1, or pass metrics=, "
-                "which are computed with the final weights",
-                UserWarning,
+                "which are computed with the final weights"
             )
         scores = pandas.DataFrame.from_dict(frame, orient="index").reindex(list(self._experiments))
         scores.attrs["selected_on_scored_rows"] = self.selected_on_scored_rows
         columns = ["fold", "score", "group", "value"]
         return scores.rename_axis("fold"), pandas.DataFrame(groups, columns=columns)
-
-    def _default_metrics(self) -> list[str] | None:
-        """Return the default score of scikit-learn estimators; warn if there is none."""
-        first = next(iter(self._experiments.values()))
-        graph = first.model_graph
-        tails = [] if graph is None else [graph.get_node(node) for node in graph.tail_nodes]
-        names = {default_score(getattr(node, "model", None)) for node in tails}
-        if len(names) == 1 and None not in names:
-            return [str(names.pop())]
-        warn(
-            f"the folds of {self.label!r} logged no scores: pass losses to the EvalPhase, add an "
-            "Evaluation to the training phase, or pass metrics, such as ['rmse'], to summary()",
-            UserWarning,
-        )
-        return None
 
     def _joined(
         self, axes: Sequence[str], kind: str, read: Callable[[PhaseGroupResults], AxisSeries[Any]]
@@ -437,44 +431,6 @@ class CVResults:
         }
         short = by_fold[0][1].short_names if by_fold else {}
         return AxisSeries(("fold", *axes), data, kind).known_as(short)
-
-    def _predicted(self, label: str, node: str) -> pd.DataFrame:
-        experiment, fold = self._experiments[label], self._folds[label]
-        with experiment.ctx.activate():
-            ctx = held_out_results(experiment, fold, node).execution_contexts().one()
-        assert ctx.layout is not None
-        node_id = next(i for i, name in ctx.layout.labels.items() if node in (i, name))
-        output, target = as_numpy(ctx.output(node_id)), ctx.domain(node_id, "targets")
-        columns: dict[str, Any] = {"fold": label}
-        if len({f.repeat for f in self._folds.values()}) > 1:
-            columns["repeat"] = fold.repeat
-        columns |= self._group(ctx, node_id)
-        mask = target_steps([ctx], node_id)
-        predictions = unscale_outputs(ctx, node_id, "outputs", output)
-        columns |= by_column("prediction", blanked(predictions, mask), output_labels(ctx, node_id))
-        if target is not None:
-            targets = unscale_outputs(ctx, node_id, "targets", target)
-            columns |= by_column("target", blanked(targets, mask))
-        pandas = require("pandas")
-        index = pandas.Index(ctx.sample_uuids(node_id), name="sample_uuid")
-        return pandas.DataFrame(columns, index=index)  # type: ignore[no-any-return]
-
-    def _group(self, ctx: ExecutionContext, node_id: str) -> dict[str, Any]:
-        bound = [s for s in ctx.sources(node_id) if s.ref.node_label in self._bindings]
-        if not bound:
-            return {}
-        source, binding = bound[0], self._bindings[bound[0].ref.node_label]
-        keys = key_list(binding.group_by)
-        schema = binding.featureset.collection.schema
-        rows = ctx.indices(source)["default"]
-        values = [
-            binding.featureset.collection.numpy(select_one(schema, k))[rows].tolist() for k in keys
-        ]
-        return (
-            {"group": values[0] if len(keys) == 1 else list(zip(*values, strict=True))}
-            if keys
-            else {}
-        )
 
 
 def _phase(results: PhaseGroupResults, label: str | None) -> PhaseResults:

@@ -1,157 +1,136 @@
-"""Folds: their rows, and what is held out and logged."""
+"""Rows of folds and of bootstrap members, and the bindings that describe them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modularml._typing import Array, IntArray
-from modularml.data import FeatureSetView
+from modularml._arguments import Checked
+from modularml._typing import Array, Columns, IntArray
+from modularml.context import ExperimentContext
+from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.ids import id_array
 from modularml.data.joining import Link, table_of
 from modularml.data.lineage import Source
 from modularml.data.row_records import with_series
-from modularml.data.selectors import select_one
-from modularml.engine.loop import Display, run_phase
+from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, DataError, SplitError
-from modularml.experiment import (
-    EvalPhase,
-    EvalResults,
-    Experiment,
-    InputBinding,
-    PhaseGroupResults,
-    TrainResults,
-)
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.relations import links_of, meetings_of
 from modularml.io.randomness import derived_seed
-from modularml.results.plots import ComparedRows
-from modularml.results.scores import find_scores
 from modularml.splitters import FoldSplitter, KFoldSplitter, RandomSplitter
-from modularml.splitters.base import key_list
-from modularml.strategies.folds.cv_binding import CVBinding
+from modularml.splitters.base import check_bins, key_list
+from modularml.splitters.dealing import factorise
 from modularml.strategies.variants.variant import Sides, Variant
 
-__all__ = [
-    "At",
-    "compared_rows",
-    "held_out_results",
-    "held_out_scores",
-    "logged_figures",
-    "make_folds",
-]
+__all__ = ["CVBinding", "make_bootstraps", "make_folds"]
 
 
-def compared_rows(
-    experiments: Mapping[str, Experiment], folds: Mapping[str, Variant], node: Any
-) -> dict[str, ComparedRows]:
-    """Return the held-out rows of each fold, predicted by it, for plots."""
-    rows = {}
-    for label, experiment in experiments.items():
-        graph: Any = experiment.model_graph
-        tails = [] if graph is None else [graph.get_node(n).label for n in graph.tail_nodes]
-        if node is None and len(tails) != 1:
-            raise ConfigError(f"node must be given unless there is one tail node, got {tails}")
-        name = tails[0] if node is None else getattr(node, "label", node)
-        with experiment.ctx.activate():
-            rows[label] = held_out_results(experiment, folds[label], name).compared_rows(name)
-    return rows
+class CVBinding(Checked):
+    """Which rows of a FeatureSet are split into folds, how, and the split names.
 
+    Parameters
+    ----------
+    fs : FeatureSet or str
+        The FeatureSet, its label or id.
+    source_splits : list of str
+        Splits whose rows form the pool; a row in several of them counts once.
+    group_by : str or list of str, optional
+        Rows with equal values in these columns are never on both sides of a fold; by default
+        the windows of one series, if the rows are windows.
+    stratify_by : str or list of str, optional
+        Folds preserve the proportions of these columns, as far as groups allow.
+    train_split_name, val_split_name : str
+        Names of the two sides of each fold; splits with these names are replaced within the fold,
+        others are unchanged.
+    val_size : float, optional
+        Share of the pool that each fold validates on; by default ``1 / n_folds``. Rows that no fold
+        validates on are trained on in all folds.
+    stop_size : float, optional
+        Share of each fold's training rows that is held out, by the same groups and strata (the
+        latest rows with a `TimeSeriesSplitter`), for early stopping and learning-rate schedules. If
+        these monitor a metric of an `Evaluation` on the validation split, they monitor the same
+        metric on the held-out rows instead, logged as ``stop_val_loss`` and so on. Scalers are not
+        fitted on these rows.
+    stop_split_name : str
+        Name of the split of these rows in each fold.
+    bins : int, optional
+        Number of bins for `stratify_by`; see `KFoldSplitter`.
 
-def held_out_results(experiment: Experiment, fold: Variant, node: str) -> EvalResults:
-    """Evaluate the held-out rows of a fold in one step."""
-    graph = experiment.model_graph
-    if graph is None:
-        raise ConfigError(f"experiment {experiment.label!r} has no graph to predict with")
-    graph.get_node(node)
-    sources = []
-    for head in graph._running([node]):
-        for ref in head.feature_refs:
-            if ref.node_label not in fold.sides:
-                raise ConfigError(
-                    f"{ref.node_label!r} has no CVBinding, so no rows of it are held out; pass "
-                    "one in bindings="
-                )
-            split = fold.sides[ref.node_label].val_name
-            sources.append(InputBinding(head.node_id, ref, split))
-    phase = EvalPhase("out_of_fold", input_sources=sources, active_nodes=[node])
-    results = EvalResults("out_of_fold")
-    run_phase(phase, experiment, results, Display())
-    return results
+    Raises
+    ------
+    UnknownNameError
+        If there is no such FeatureSet, split or column.
+    ConfigError
+        If another argument is not as described.
 
-
-def held_out_scores(
-    experiment: Experiment,
-    fold: Variant,
-    metrics: Any,
-    group_by: str | None,
-    how: Mapping[str, Any] | None = None,
-) -> list[tuple[str, Any, float]]:
-    """Return name, group and value of metrics on the held-out rows of a fold."""
-    graph = experiment.model_graph
-    if graph is None:
-        raise ConfigError(f"experiment {experiment.label!r} has no graph to score")
-    split = next(iter(fold.sides.values())).val_name
-    held_out_scores = []
-    with experiment.ctx.activate():
-        tails = [graph.get_node(node) for node in graph.tail_nodes]
-        for node in tails:
-            results = held_out_results(experiment, fold, node.label)
-            prefix = f"{split}." if len(tails) == 1 else f"{split}.{node.label}."
-            scores = find_scores(metrics)
-            rows = results.scored(scores, node, group_by=group_by, **(how or {}))
-            held_out_scores += [(prefix + row.score, row.group, row.value) for row in rows]
-    return held_out_scores
-
-
-At: TypeAlias = Literal["kept", "last", "best"]
-
-
-def logged_figures(
-    runs: Mapping[str, PhaseGroupResults], at: At
-) -> tuple[dict[str, dict[str, float]], list[tuple[str, str, str, float]], set[str]]:
-    """Return logged scores by run, those of groups, and names of missing ones.
-
-    A score is a metric of a training phase in one epoch, or a loss over all rows or a metric of
-    another phase: ``train.val_loss``, ``test.mse``.
+    Examples
+    --------
+    >>> from modularml import FeatureSet
+    >>> rows = {"x": [1.0, 2.0], "y": [1.0, 2.0], "cell": ["a", "b"]}
+    >>> fs = FeatureSet.from_dict("rows", rows, "x", "y", "cell", register=False)
+    >>> fs.split_random({"train": 0.5, "val": 0.5})
+    >>> CVBinding(fs, ["train", "val"], group_by="cell").group_by
+    'cell'
     """
-    frame: dict[str, dict[str, float]] = {}
-    groups, unlogged = [], set()
-    for run, results in runs.items():
-        for label, phase in results.flatten().items():
-            values = phase.figures(at) if isinstance(phase, TrainResults) else _losses(phase)
-            for name in phase.metric_names():
-                logged = phase._metrics.epoch_values(name)
-                if not logged:
-                    continue
-                if not isinstance(phase, TrainResults):
-                    values.setdefault(name, logged[max(logged)])
-                base, bracket, group = name.partition("[")
-                score = f"{label}.{base if bracket else name}"
-                if bracket and name in values:
-                    groups.append((run, score, group.removesuffix("]"), values.pop(name)))
-                elif name not in values and not bracket:
-                    values[name] = float("nan")
-                    unlogged.add(score)
-            if values:
-                row = {f"{label}.{name}": value for name, value in values.items()}
-                frame[run] = frame.get(run, {}) | row
-    return frame, groups, unlogged
 
+    def __init__(
+        self,
+        fs: str | FeatureSet,
+        source_splits: str | list[str],
+        *,
+        group_by: Columns = None,
+        stratify_by: Columns = None,
+        train_split_name: str = "train",
+        val_split_name: str = "val",
+        val_size: float | None = None,
+        stop_size: float | None = None,
+        stop_split_name: str = "stop",
+        bins: int | None = None,
+    ) -> None:
+        featureset: Any = fs
+        if isinstance(fs, str):
+            featureset = ExperimentContext.get_active().get_node(fs, enforce_type="FeatureSet")
+        if not isinstance(featureset, FeatureSet):
+            raise ConfigError(f"fs must be a FeatureSet, its label or id, got {fs!r}")
+        names = [train_split_name, val_split_name, *[stop_split_name] * (stop_size is not None)]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"the splits of a fold need distinct names, got {names}")
+        for name, size in (("val_size", val_size), ("stop_size", stop_size)):
+            if size is not None and not 0 < size < 1:
+                raise ConfigError(f"{name} must be between 0 and 1, exclusive, got {size!r}")
+        check_bins(bins, stratify_by, ConfigError)
+        self.featureset, self.source_splits = featureset, as_list(source_splits)
+        self.group_by, self.stratify_by, self.val_size = group_by, stratify_by, val_size
+        self.train_split_name, self.val_split_name = train_split_name, val_split_name
+        self.stop_size, self.stop_split_name, self.bins = stop_size, stop_split_name, bins
+        if not len(self.pool()):
+            raise ConfigError(
+                f"source_splits {self.source_splits} of {featureset.label!r} hold no rows"
+            )
+        for key in key_list(group_by, stratify_by):
+            select_one(featureset.collection.schema, key)
 
-def _losses(phase: Any) -> dict[str, float]:
-    """Return the losses over all rows of an evaluation or fit phase."""
-    if not phase._execution:
-        return {}
-    layout = phase._execution[0].layout
-    losses: dict[str, float] = {}
-    for _, node_id in layout.losses if layout is not None else ():
-        losses |= phase.aggregated_losses(node_id)
-    return losses
+    @property
+    def groups(self) -> Columns:
+        """Columns of `group_by`; by default the series of windows."""
+        return self.group_by or self.featureset.kept_together or None
+
+    def pool(self) -> FeatureSetView:
+        """Return the rows that are split into folds, in the order of the FeatureSet."""
+        fs = self.featureset
+        rows = [fs.get_split(name).valid_indices for name in self.source_splits]
+        return fs.take(np.unique(np.concatenate([np.empty(0, dtype=np.int64), *rows])), "pool")
+
+    def __repr__(self) -> str:
+        names = ("group_by", "stratify_by", "stop_size")
+        shown = {name: getattr(self, name) for name in names}
+        options = "".join(f", {name}={keys!r}" for name, keys in shown.items() if keys is not None)
+        return f"CVBinding({self.featureset.label!r}, {self.source_splits}{options})"
 
 
 def make_folds(
@@ -171,11 +150,22 @@ def make_folds(
     equal numbers of rows without groups and strata are split at the same positions.
     """
     folds: list[Variant] = []
-    links = _relations(graph)
-    bindings, followers = _leading(bindings, links)
+    links, leading = _relations(graph), list[CVBinding]()
+    for b in bindings:  # that are split; rows of the others follow them
+        has_no_rule = all(rule is None for rule in (b.group_by, b.stratify_by, b.val_size))
+        related = {x for pair, _ in links if b.featureset.label in pair for x in pair}
+        cut = [other for other in leading if other.featureset.label in related]
+        if not (has_no_rule and cut) or any(_are_linked(b, other) for other in leading):
+            leading.append(b)
+    followers = [b for b in bindings if b not in leading]
+    groups: list[list[CVBinding]] = []  # that must be split together
+    for b in leading:
+        linked = [group for group in groups if any(_are_linked(b, other) for other in group)]
+        groups = [group for group in groups if group not in linked]
+        groups.append([*(other for group in linked for other in group), b])
     for repeat in range(n_repeats):
         cuts = []
-        for connected in _connected(bindings):
+        for connected in groups:
             rule = _rule(connected, n_folds, seed + repeat, splitter, repeat)
             cuts.append(_cut(connected, rule, derived_seed(seed + repeat, "stop") % 2**32))
         if len({len(cut) for cut in cuts}) != 1:
@@ -209,20 +199,6 @@ def _relations(graph: ModelGraph | None) -> list[tuple[tuple[str, str], Link]]:
     return [((labels[x.tables[0]], labels[x.tables[1]]), x) for x in links]
 
 
-def _leading(
-    bindings: Sequence[CVBinding], links: Sequence[tuple[tuple[str, str], Link]]
-) -> tuple[list[CVBinding], list[CVBinding]]:
-    """Return the bindings that are split, and those whose rows follow them."""
-    leading: list[CVBinding] = []
-    for b in bindings:
-        has_no_rule = all(rule is None for rule in (b.group_by, b.stratify_by, b.val_size))
-        related = {x for pair, _ in links if b.featureset.label in pair for x in pair}
-        cut = [other for other in leading if other.featureset.label in related]
-        if not (has_no_rule and cut) or any(_are_linked(b, other) for other in leading):
-            leading.append(b)
-    return leading, [b for b in bindings if b not in leading]
-
-
 def _followed(
     sides: Mapping[str, Sides],
     links: Sequence[tuple[tuple[str, str], Link]],
@@ -252,18 +228,6 @@ def _followed(
             train, val, stop = parts["train"], parts["val"], parts.get("stop")
             sides_of[new] = new_sides[new] = Sides(train, val, parts["pool"], stop=stop, **names)
     return new_sides
-
-
-def _connected(bindings: Sequence[CVBinding]) -> list[list[CVBinding]]:
-    """Group bindings that must be split together."""
-    groups: list[list[CVBinding]] = []
-    for binding in bindings:
-        overlapping = [
-            group for group in groups if any(_are_linked(binding, other) for other in group)
-        ]
-        groups = [group for group in groups if group not in overlapping]
-        groups.append([*(other for group in overlapping for other in group), binding])
-    return groups
 
 
 def _are_linked(a: CVBinding, b: CVBinding) -> bool:
@@ -329,7 +293,11 @@ class _Parts(FoldSplitter):
 def _cut(bindings: Sequence[CVBinding], rule: FoldSplitter, seed: int) -> list[dict[str, Sides]]:
     """Split pools together by samples, each of which counts once."""
     pools = [binding.pool() for binding in bindings]
-    samples = _samples(pools)
+    samples = [np.arange(len(pools[0]))]
+    if len(pools) > 1:  # numbers in order of first appearance
+        ids = np.concatenate([pool.collection.ids[pool.indices] for pool in pools])
+        codes = id_array(ids).dictionary_encode().indices.to_numpy().astype(np.int64)
+        samples = np.split(codes, np.cumsum([len(pool) for pool in pools])[:-1])
     first = np.unique(np.concatenate(samples), return_index=True)[1]
     columns = {name: _column(pools, name, first) for name in rule.needs}
     for binding, pool, sample_numbers in zip(bindings, pools, samples, strict=True):
@@ -367,15 +335,6 @@ def _cut(bindings: Sequence[CVBinding], rule: FoldSplitter, seed: int) -> list[d
     return folds
 
 
-def _samples(pools: Sequence[FeatureSetView]) -> list[IntArray]:
-    """Return the sample number of each row, in order of first appearance."""
-    if len(pools) == 1:
-        return [np.arange(len(pools[0]))]
-    ids = [pool.collection.ids[pool.indices] for pool in pools]
-    codes = id_array(np.concatenate(ids)).dictionary_encode().indices.to_numpy()
-    return np.split(codes.astype(np.int64), np.cumsum([len(pool_ids) for pool_ids in ids])[:-1])
-
-
 def _column(pools: Sequence[FeatureSetView], name: str, first: IntArray) -> Array:
     """Return a column of samples, given their first positions in all pools."""
     parts, start = [], 0
@@ -390,3 +349,58 @@ def _column(pools: Sequence[FeatureSetView], name: str, first: IntArray) -> Arra
 def _values(pool: FeatureSetView, name: str) -> Array:
     values: Array = pool.column(select_one(pool.collection.schema, name))
     return values
+
+
+def make_bootstraps(binding: CVBinding, *, n: int, seed: int) -> list[Variant]:
+    """Draw the training rows of `n` members from the pool of a binding.
+
+    A row that is drawn several times is in the training split as often, so that samplers, scalers
+    and estimators see it as often. Whole groups are drawn if the binding has `group_by`, and as
+    many rows as there are of each stratum if it has `stratify_by`. Rows that are not drawn are the
+    validation split of the member.
+
+    Raises
+    ------
+    ConfigError
+        If the binding asks for what a bootstrap does not do.
+    """
+    for name in ("val_size", "stop_size", "bins"):
+        if (value := getattr(binding, name)) is not None:
+            raise ConfigError(
+                f"vary='bootstrap' draws rows with replacement and has no {name}, got {value!r}; "
+                "omit it, and split off rows for early stopping before"
+            )
+    if binding.group_by is not None and binding.stratify_by is not None:
+        raise ConfigError(
+            "vary='bootstrap' draws whole groups or rows of each stratum, not both; pass group_by "
+            "or stratify_by to the CVBinding"
+        )
+    pool = binding.pool()
+    schema = pool.collection.schema
+    columns = {
+        key: pool.column(select_one(schema, key))
+        for key in key_list(binding.group_by, binding.stratify_by)
+    }
+    groups, strata = (
+        factorise(keys, columns).codes if (keys := key_list(names)) else None
+        for names in (binding.group_by, binding.stratify_by)
+    )
+    variants = []
+    for i in range(n):
+        generator = np.random.default_rng(derived_seed(seed, "bootstrap", i))
+        if groups is not None:
+            n_groups = int(groups.max()) + 1
+            times = np.bincount(generator.integers(n_groups, size=n_groups), minlength=n_groups)
+            positions = np.repeat(np.arange(len(pool)), times[groups])
+        else:
+            codes = np.zeros(len(pool), dtype=np.int64) if strata is None else strata
+            parts = [np.flatnonzero(codes == code) for code in range(int(codes.max()) + 1)]
+            drawn = [part[generator.integers(len(part), size=len(part))] for part in parts]
+            positions = np.sort(np.concatenate(drawn))
+        rest = np.setdiff1d(np.arange(len(pool)), positions)
+        names = binding.train_split_name, binding.val_split_name
+        sides = Sides(pool.indices[positions], pool.indices[rest], pool.indices, *names)
+        seed_of_member = derived_seed(seed, "member", i) % 2**32
+        label = str(binding.featureset.label)
+        variants.append(Variant(f"member_{i}", seed_of_member, sides={label: sides}))
+    return variants

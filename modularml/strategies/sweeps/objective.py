@@ -1,10 +1,12 @@
-"""Objectives of sweeps: a logged metric, a score of held-out rows, or a function."""
+"""What trials are judged by: an objective, and the folds that it is computed in."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from modularml._arguments import Checked
 from modularml.engine.monitoring import base_name, declare_logs, direction
@@ -12,10 +14,16 @@ from modularml.errors import ConfigError, MetricNotLoggedError, UnknownNameError
 from modularml.experiment import Experiment, PhaseGroup, TrainPhase
 from modularml.phases.phase import ExperimentPhase
 from modularml.results.scores import find_scores, greater_is_better
-from modularml.strategies.folds.folds import held_out_scores, logged_figures
-from modularml.strategies.variants.variant import Plan, Variant
+from modularml.strategies.folds.cross_validation import CrossValidation
+from modularml.strategies.folds.folds import CVBinding
+from modularml.strategies.folds.held_out import (
+    check_scored_rows,
+    held_out_scores,
+    logged_figures,
+)
+from modularml.strategies.variants.variant import Plan, Variant, template_of
 
-__all__ = ["Objective", "mean_of", "plan_of"]
+__all__ = ["Objective", "SweepFolds", "inner_experiment", "mean_of", "plan_of"]
 
 
 class Objective(Checked):
@@ -127,14 +135,11 @@ class Objective(Checked):
             raise MetricNotLoggedError(
                 f"objective {self.source!r} was not logged ({closest(self.source, names)})"
             )
-        return self._score(experiment, fold, score)
-
-    def _score(self, experiment: Experiment, fold: Variant, score: str) -> float:
         rows = held_out_scores(experiment, fold, [score], None)
-        values = {name: value for name, group, value in rows if group is None}
-        if len(values) > 1 and self.source not in values:
-            raise UnknownNameError("objective", self.source, values)
-        return float(values.get(self.name, next(iter(values.values()))))
+        values_of = {name: value for name, group, value in rows if group is None}
+        if len(values_of) > 1 and self.source not in values_of:
+            raise UnknownNameError("objective", self.source, values_of)
+        return float(values_of.get(self.name, next(iter(values_of.values()))))
 
     def _held_out_score(self, val_names: list[str]) -> str | None:
         """Return the score of a name such as ``val.r2``; None for other names."""
@@ -173,3 +178,150 @@ def plan_of(experiment: Experiment) -> PhaseGroup:
             "experiment.execution_plan.add_phase(phase)"
         )
     return experiment.execution_plan
+
+
+# -- folds ---------------------------------------------------------------------------------------
+
+_OPTIONS = ("n_folds", "seed", "splitter", "n_repeats")
+_OF_BINDING = (
+    "source_splits",
+    "group_by",
+    "stratify_by",
+    "train_split_name",
+    "val_split_name",
+    "val_size",
+    "stop_size",
+    "stop_split_name",
+    "bins",
+)
+
+
+class SweepFolds:
+    """The folds of each trial, by labels of FeatureSets, for any copy of an experiment.
+
+    Parameters
+    ----------
+    cv : CVBinding, list of CVBinding, dict or CrossValidation
+        Bindings get five folds; a dict holds arguments of `CrossValidation`.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of these, or has arguments that a sweep determines itself.
+    """
+
+    def __init__(self, cv: Any) -> None:
+        if isinstance(cv, CrossValidation):
+            if cv.search is not None or cv.phase is not None:
+                raise ConfigError("cv of a sweep runs the whole plan without a search; omit both")
+            cv = {name: getattr(cv, name) for name in ("bindings", *_OPTIONS)}
+        if isinstance(cv, CVBinding | list | tuple):
+            cv = {"bindings": cv}
+        if not isinstance(cv, Mapping) or "bindings" not in cv:
+            raise ConfigError(
+                "cv must be a CVBinding, a list of them, a dict of arguments of CrossValidation "
+                f"with 'bindings', or a CrossValidation, got {cv!r:.80}"
+            )
+        for name in cv:
+            if name not in ("bindings", *_OPTIONS):
+                raise UnknownNameError("argument of cv", name, ["bindings", *_OPTIONS])
+        given = cv["bindings"]
+        bindings = list(given) if isinstance(given, list | tuple) else [given]
+        if not bindings or not all(isinstance(binding, CVBinding) for binding in bindings):
+            raise ConfigError(f"bindings of cv must be CVBinding objects, got {given!r:.80}")
+        self.bindings = {
+            b.featureset.label: {name: getattr(b, name) for name in _OF_BINDING} for b in bindings
+        }
+        self.options = {name: cv[name] for name in _OPTIONS if name in cv}
+
+    def val_names(self) -> list[str]:
+        """Return the names of the splits that folds are scored on."""
+        return sorted({str(binding["val_split_name"]) for binding in self.bindings.values()})
+
+    def split_names(self, label: str) -> set[str]:
+        """Return the names of the splits of a FeatureSet that folds replace."""
+        binding = self.bindings.get(label)
+        if binding is None:
+            return set()
+        names = ["train_split_name", "val_split_name"]
+        names += ["stop_split_name"] * (binding["stop_size"] is not None)
+        return {str(binding[name]) for name in names}
+
+    def folds(self, experiment: Experiment) -> list[Variant]:
+        """Return the folds of an experiment."""
+        bindings: Any = self._bound(experiment)
+        return CrossValidation(experiment=experiment, bindings=bindings, **self.options).folds
+
+    def check(self, experiment: Experiment, plan: Plan) -> None:
+        """Warn of phases that learn or select by rows that trials are judged by; or refuse."""
+        check_scored_rows(
+            experiment,
+            plan,
+            self._bound(experiment),
+            "Trials are judged by these rows, so their values are too optimistic; pass, for "
+            "example, stop_size=0.15 to CVBinding, which holds out training rows of each fold for "
+            "this",
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what defines the folds, as plain text."""
+        return {"bindings": self.bindings, **{k: repr(v) for k, v in self.options.items()}}
+
+    def _bound(self, experiment: Experiment) -> list[CVBinding]:
+        with experiment.ctx.activate():
+            return [CVBinding(label, **options) for label, options in self.bindings.items()]
+
+
+def inner_experiment(experiment: Experiment, folds: SweepFolds | None) -> Experiment:
+    """Return a copy of a fold's experiment, none of whose splits hold rows it is scored on.
+
+    Without inner folds, the rows held out for stopping (`CVBinding(stop_size=)`) take the place of
+    the validation split.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Of a fold; that of none is copied as it is.
+    folds : SweepFolds or None
+        Of the trials of the search.
+
+    Raises
+    ------
+    ConfigError
+        If a phase or evaluation would read no other rows, or reads whole FeatureSets.
+    """
+    inner = template_of(experiment, experiment.execution_plan)
+    inner._checkpoint_dir = experiment._checkpoint_dir
+    replaced: dict[str, set[str]] = {}
+    for label, side in experiment._sides.items():
+        fs: Any = inner.ctx.get_node(label=label)
+        state = fs.get_state()
+        rows = {name: fs.get_split(name).valid_indices for name in fs.available_splits}
+        splits = {name: some[~np.isin(some, side.val)] for name, some in rows.items()}
+        if side.stop is not None and folds is None:
+            splits[side.val_name] = side.stop
+        state["splits"] |= splits
+        fs.set_state(state)
+        replaced[label] = set() if folds is None else folds.split_names(label)
+
+    def check_rows(reader: str, label: str, split: str | None) -> None:
+        fs: Any = inner.ctx.get_node(label=label)
+        if label not in replaced or split in replaced[label]:
+            return
+        if split is not None and len(fs.get_split(split)):
+            return
+        rows = "all rows" if split is None else f"{split!r}"
+        raise ConfigError(
+            f"{reader!r} reads {rows} of {label!r}, which the fold is scored on, so a search must "
+            f"not use them. Pass cv=CVBinding({label!r}, [...]) to the Sweep, which judges trials "
+            f"by folds of the training rows, or stop_size= to the CVBinding of {label!r}, which "
+            "holds out rows for this"
+            + ("" if split is not None else "; name the split that is read")
+        )
+
+    for phase in inner.execution_plan.flatten():
+        evaluations = [getattr(callback, "eval_phase", None) for callback in phase.callbacks]
+        for reader in (phase, *filter(None, evaluations)):
+            for source in reader.input_sources:
+                check_rows(reader.label, source.upstream_ref.node_label, source.split)
+    return inner

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from modularml._optional import require
 from modularml.errors import ConfigError, ExecutionError, UnknownNameError
 from modularml.experiment import Experiment
-from modularml.strategies.sweeps.objective import Objective
-from modularml.strategies.sweeps.studies import ERROR, TrialQueue, importances, seconds_of
+from modularml.strategies.sweeps.studies import ERROR, importances, seconds_of
+from modularml.strategies.sweeps.trials import BuiltTrials, SpaceTrials
 from modularml.viz.sweeps import history, importance, parallel_coordinates, slices
 
 if TYPE_CHECKING:
@@ -46,24 +46,17 @@ class SweepResults:
 
     Parameters
     ----------
-    label : str
-    objective : Objective
-    queue : TrialQueue
     trials : SpaceTrials or BuiltTrials
-        Trains again with the settings of a trial.
+        With the objective and the study; trains again with the settings of a trial.
     best : tuple of (int, Experiment), optional
         Number and experiment of a trial that this process has run.
     """
 
     def __init__(
-        self,
-        label: str,
-        objective: Objective,
-        queue: TrialQueue,
-        trials: Any,
-        best: tuple[int, Experiment] | None = None,
+        self, trials: SpaceTrials | BuiltTrials, best: tuple[int, Experiment] | None = None
     ) -> None:
-        self.label, self._objective, self._queue = label, objective, queue
+        setup = trials.setup
+        self.label, self._objective, self._queue = setup.label, setup.objective, setup.queue
         self._trials, self._best = trials, best
 
     @property

@@ -26,8 +26,26 @@ __all__ = [
 PLAIN = (bool, int, float, str, type(None))
 
 
+class _Range:
+    """Numbers between two bounds."""
+
+    low: Any
+    high: Any
+    step: Any
+    log: bool
+
+    def draw(self, trial: Any, name: str) -> Any:
+        """Let a trial suggest a value."""
+        suggest = getattr(trial, f"suggest_{type(self).__name__.lower()}")
+        return suggest(name, self.low, self.high, step=self.step, log=self.log)
+
+    def value(self, drawn: Any) -> Any:
+        """Return the setting for what was drawn."""
+        return drawn
+
+
 @dataclass(frozen=True)
-class Float:
+class Float(_Range):
     """Numbers from `low` to `high`, both included; see `float_` and `log_float`.
 
     Examples
@@ -41,18 +59,9 @@ class Float:
     step: float | None = None
     log: bool = False
 
-    def draw(self, trial: Any, name: str) -> float:
-        """Let a trial suggest a value."""
-        value: float = trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
-        return value
-
-    def value(self, drawn: Any) -> Any:
-        """Return the setting for what was drawn."""
-        return drawn
-
 
 @dataclass(frozen=True)
-class Int:
+class Int(_Range):
     """Whole numbers from `low` to `high`, both included; see `int_`.
 
     Examples
@@ -65,15 +74,6 @@ class Int:
     high: int
     step: int = 1
     log: bool = False
-
-    def draw(self, trial: Any, name: str) -> int:
-        """Let a trial suggest a value."""
-        value: int = trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
-        return value
-
-    def value(self, drawn: Any) -> Any:
-        """Return the setting for what was drawn."""
-        return drawn
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,10 @@ class Choice:
         """What stands for each value in the study: the value itself, or its name."""
         names: list[Any] = []
         for value in self.values:
-            name = value if isinstance(value, PLAIN) else _name_of(value)
+            name = value
+            if not isinstance(value, PLAIN):  # the same in every process
+                name = getattr(value, "__qualname__", None) or repr(value)
+                name = re.sub(r" at 0x[0-9a-fA-F]+", "", str(name))
             n_before = names.count(name) if isinstance(name, str) else 0
             names.append(f"{name} #{n_before + 1}" if n_before else name)
         return tuple(names)
@@ -213,11 +216,9 @@ def choice(values: Sequence[Any]) -> Choice:
     """
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise ConfigError(f"choice needs a list of values, got {values!r}")
+    is_numpy = [hasattr(v, "dtype") and getattr(v, "ndim", 1) == 0 for v in values]
     made = Choice(
-        tuple(
-            getattr(value, "item", lambda v=value: v)() if _is_numpy(value) else value
-            for value in values
-        )
+        tuple(v.item() if scalar else v for v, scalar in zip(values, is_numpy, strict=True))
     )
     if not made.values:
         raise ConfigError("choice needs at least one value, got none")
@@ -248,7 +249,11 @@ def as_space(space: Any) -> dict[str, Dimension]:
             raise ConfigError(f"paths of a space must be strings, got {path!r}")
         if isinstance(values, Float | Int | Choice):
             dimensions[path] = values
-        elif isinstance(values, tuple) and len(values) == 2 and all(map(_is_number, values)):
+        elif (
+            isinstance(values, tuple)
+            and len(values) == 2
+            and all(isinstance(value, Real) and not isinstance(value, bool) for value in values)
+        ):
             raise ConfigError(
                 f"space[{path!r}] = {values!r} may be a range or two values: pass "
                 f"mml.space.float_, int_ or log_float for a range, or the list {list(values)!r}"
@@ -270,17 +275,3 @@ def _check_bounds(name: str, low: Any, high: Any, kind: type) -> None:
             raise ConfigError(f"the bounds of {name} must be {what}, got {low!r} and {high!r}")
     if low > high:
         raise ConfigError(f"{name} needs low <= high, got {low!r} and {high!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_numpy(value: Any) -> bool:
-    return hasattr(value, "item") and hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0
-
-
-def _name_of(value: Any) -> str:
-    """Return the name of an object, the same in every process."""
-    name = getattr(value, "__qualname__", None) or repr(value)
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(name))

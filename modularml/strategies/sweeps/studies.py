@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import itertools
+import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from modularml._optional import require
 from modularml.errors import ConfigError
+from modularml.experiment import Experiment
+from modularml.experiment.resume import config_hash
 from modularml.io.randomness import derived_seed
 from modularml.strategies.sweeps.space import Choice, Dimension
 
@@ -21,14 +26,15 @@ __all__ = [
     "RESUMED",
     "SECONDS",
     "TrialQueue",
+    "check_identity",
     "check_proposals",
+    "identity_of",
     "importances",
     "is_pruned",
     "open_study",
     "register_study",
     "report",
     "seconds_of",
-    "settings_in",
     "storage_url",
 ]
 
@@ -37,6 +43,8 @@ ERROR, SECONDS, RESUMED = "error", "seconds", "resumed"
 _GRIDS = ("GridSampler", "BruteForceSampler")
 """Samplers that end the study themselves, which they can only in Optuna's own loop."""
 
+_IDENTITY = "modularml"
+"""Name of the attribute of a study that holds the identity of its sweep."""
 _studies: WeakValueDictionary[tuple[str, str | None], Any] = WeakValueDictionary()
 """Studies of this process by name and URL of the storage, for callbacks that report to them."""
 
@@ -122,6 +130,69 @@ def open_study(storage: Any, label: str, direction: str, sampler: Any, pruner: A
     return study
 
 
+def identity_of(
+    experiment: Experiment | None,
+    build: Callable[..., Any] | None,
+    space: Mapping[str, Dimension] | None,
+    **facts: Any,
+) -> dict[str, str]:
+    """Return a hash of each part that defines a sweep: experiment, rows, space, and more facts."""
+    parts: dict[str, Any] = dict(facts)
+    if experiment is not None:
+        parts["experiment"] = config_hash(experiment, experiment.execution_plan, ())
+        parts["rows"] = experiment._fingerprints()
+    if build is not None:
+        name = f"{build.__module__}:{getattr(build, '__qualname__', type(build).__name__)}"
+        parts["build"] = name
+        with suppress(OSError, TypeError):
+            parts["build"] = f"{name}\n{inspect.getsource(build)}"
+    if space is not None:
+        parts["space"] = {
+            path: d.names if isinstance(d, Choice) else repr(d) for path, d in space.items()
+        }
+    return {
+        name: hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()
+        for name, part in parts.items()
+    }
+
+
+def check_identity(
+    study: Any, identity: Mapping[str, str], seed: int, *, label: str, resume: bool
+) -> int:
+    """Write the identity of a sweep into a new study, and compare it with that of an older one.
+
+    Returns
+    -------
+    int
+        The seed of the sweep in the study.
+
+    Raises
+    ------
+    ConfigError
+        If the study is of another sweep, or has trials and may not be resumed.
+    """
+    n_trials = len(study.get_trials(deepcopy=False))
+    known = study.user_attrs.get(_IDENTITY)
+    where = f"the storage holds, under the label {label!r},"
+    how = "choose another label= or storage="
+    if known is None and n_trials:
+        raise ConfigError(f"{where} a study that is not of a modularml.Sweep; {how}")
+    if not n_trials:
+        study.set_user_attr(_IDENTITY, {"seed": seed, "parts": dict(identity)})
+        return seed
+    parts = known["parts"]
+    names = sorted(n for n in parts.keys() | identity.keys() if parts.get(n) != identity.get(n))
+    if names:
+        differ = "differ" if len(names) > 1 else "differs"
+        raise ConfigError(f"{where} another sweep: its {', '.join(names)} {differ}; {how}")
+    if n_trials and not resume:
+        raise ConfigError(
+            f"{where} {n_trials} trials of this sweep; run(resume=True) does what is missing. To "
+            f"start again, {how}"
+        )
+    return int(known["seed"])
+
+
 def register_study(study: Any, url: str | None) -> None:
     """Let callbacks in this process report to a study."""
     _studies[study.study_name, url] = study
@@ -137,10 +208,17 @@ def check_proposals(
     ConfigError
         If an argument is not as described in `Sweep`.
     """
-    if sampler is not None:
-        _check_kind("sampler", sampler, _optuna().samplers.BaseSampler)
-    if pruner is not None:
-        _check_kind("pruner", pruner, _optuna().pruners.BasePruner)
+    for name, value, base, example in (
+        ("sampler", sampler, "BaseSampler", "TPESampler()"),
+        ("pruner", pruner, "BasePruner", "MedianPruner()"),
+    ):
+        if value is None:
+            continue
+        if not isinstance(value, getattr(getattr(_optuna(), f"{name}s"), base)):
+            raise ConfigError(
+                f"{name} must be one of optuna.{name}s, such as optuna.{name}s.{example}, got "
+                f"{value!r:.80}"
+            )
     if type(sampler).__name__ in _GRIDS:
         raise ConfigError(
             f"sampler={type(sampler).__name__}() is not supported: a space whose settings are all "
@@ -150,14 +228,6 @@ def check_proposals(
         raise ConfigError(
             "n_trials is needed: only a grid, whose settings are all lists, has an end of its own; "
             "pass, for example, n_trials=50"
-        )
-
-
-def _check_kind(name: str, value: Any, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise ConfigError(
-            f"{name} must be one of optuna.{name}s, such as optuna.{name}s."
-            f"{'TPESampler()' if name == 'sampler' else 'MedianPruner()'}, got {value!r:.80}"
         )
 
 
@@ -291,12 +361,6 @@ class TrialQueue:
         if self.sampler is None:
             seed = derived_seed(self.seed, "sampler", number) % 2**32
             self.study.sampler = _optuna().samplers.TPESampler(seed=seed)
-        trial = self._asked(number)
-        for path, dimension in (self.space or {}).items():
-            dimension.draw(trial, path)
-        return trial
-
-    def _asked(self, number: int) -> Any:
         if self._unfinished:
             frozen = self._unfinished.pop(0)
             trial = _optuna().trial.Trial(self.study, frozen._trial_id)
@@ -304,14 +368,17 @@ class TrialQueue:
             if self.sampler is None:  # values that it has are not drawn again; the others follow
                 for name, distribution in frozen.distributions.items():
                     self.study.sampler.sample_independent(self.study, frozen, name, distribution)
-            return trial
-        if self._n_enqueued:  # by a process that ended before it asked
-            self._n_enqueued -= 1
-            return self.study.ask()
-        self._n_asked += 1
-        if self.grid is not None:
-            self.study.enqueue_trial(self.grid[number])
-        return self.study.ask()
+        else:
+            if self._n_enqueued:  # by a process that ended before it asked
+                self._n_enqueued -= 1
+            else:
+                self._n_asked += 1
+                if self.grid is not None:
+                    self.study.enqueue_trial(self.grid[number])
+            trial = self.study.ask()
+        for path, dimension in (self.space or {}).items():
+            dimension.draw(trial, path)
+        return trial
 
     def complete(self, trial: Any, value: float) -> None:
         """Finish a trial with its value."""
@@ -348,7 +415,9 @@ class TrialQueue:
 
     def settings(self, trial: Any) -> dict[str, Any]:
         """Return the settings of a trial by path, or its suggested values."""
-        return settings_in(self.space, trial.params)
+        if self.space is None:
+            return dict(trial.params)
+        return {path: self.space[path].value(drawn) for path, drawn in trial.params.items()}
 
     def _trials(self, *states: Any) -> list[Any]:
         found: list[Any] = self.study.get_trials(deepcopy=False, states=states or None)
@@ -362,13 +431,6 @@ def seconds_of(trial: Any) -> float:
     if RESUMED in trial.user_attrs or trial.datetime_complete is None:
         return float("nan")
     return float((trial.datetime_complete - trial.datetime_start).total_seconds())
-
-
-def settings_in(space: Mapping[str, Dimension] | None, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the parameters of a study stand for."""
-    if space is None:
-        return dict(params)
-    return {path: space[path].value(drawn) for path, drawn in params.items()}
 
 
 def _grid(

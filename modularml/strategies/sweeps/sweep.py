@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, Literal
 
 from modularml._arguments import Checked, at_least
@@ -17,25 +17,29 @@ from modularml.experiment import Experiment
 from modularml.experiment.run import check_flags
 from modularml.io.randomness import drawn_seed, unchanged_randomness
 from modularml.progress import bar
-from modularml.strategies.folds.cv_binding import audit_variant
-from modularml.strategies.sweeps.identity import check_identity, identity_of
-from modularml.strategies.sweeps.nested import SweepFolds, inner_experiment
-from modularml.strategies.sweeps.objective import Objective, plan_of
+from modularml.strategies.folds.held_out import audit_variant
+from modularml.strategies.sweeps.objective import (
+    Objective,
+    SweepFolds,
+    inner_experiment,
+    plan_of,
+)
 from modularml.strategies.sweeps.results import SweepResults
 from modularml.strategies.sweeps.space import Choice, Dimension, as_space
 from modularml.strategies.sweeps.studies import (
     RESUMED,
     SECONDS,
     TrialQueue,
+    check_identity,
     check_proposals,
+    identity_of,
     open_study,
     register_study,
     storage_url,
 )
 from modularml.strategies.sweeps.trials import BuiltTrials, End, SpaceTrials, TrialSetup
 from modularml.strategies.variants.clusters import count_jobs, most_jobs
-from modularml.strategies.variants.jobs import Jobs, Stacked
-from modularml.strategies.variants.runs import announced, check_jobs, check_stacked
+from modularml.strategies.variants.runs import Jobs, Stacked, announced, check_jobs
 from modularml.strategies.variants.settings import check_paths
 from modularml.strategies.variants.variant import Variant, changed_experiment, template_of
 
@@ -179,8 +183,7 @@ class Sweep(Checked):
     ) -> None:
         at_least(1, n_trials=n_trials)
         at_least(0, seed=seed)
-        check_jobs(n_jobs, timeout, "trial")
-        check_stacked(stacked, n_jobs)
+        check_jobs(n_jobs, timeout, stacked, "trial")
         self.experiment, self.build = _experiment_or_build(experiment_or_build, space, n_jobs)
         self.space: dict[str, Dimension] | None = None if space is None else as_space(space)
         self.objective = Objective(objective, is_greater_better=direction == "maximize")
@@ -194,8 +197,12 @@ class Sweep(Checked):
         self._best: tuple[int, Experiment] | None = None
         if self.experiment is not None:
             self._check(self.experiment)
-        if pruner is not None and self.cv is None and _count_workers(n_jobs) > 1:
-            self._check_shared()
+        is_shared = self._url is not None and ":memory:" not in self._url
+        if pruner is not None and cv is None and not is_shared and _count_workers(n_jobs) > 1:
+            raise ConfigError(
+                "a pruner by epoch with n_jobs needs a storage that worker processes can open; "
+                "pass storage='sweep.db', or n_jobs=1"
+            )
 
     def run(
         self,
@@ -239,9 +246,15 @@ class Sweep(Checked):
         queue, trials = self._opened(flags, resume=resume)
         errors: list[tuple[int, Exception | None]] = []
         options = {"show": show_progress, "persist": persist_progress, "unit": "trial"}
+        best: dict[str, Experiment] = {}
+        hooks: AbstractContextManager[None] = nullcontext()
+        if isinstance(trials, SpaceTrials):
+            assert self.experiment is not None
+            trials.template._audit.reports = self.experiment._audit.reports
+            hooks = announced(trials.template, self.label, best, resume=resume)
         try:
             with (
-                self._announced(trials, resume=resume),
+                hooks,
                 bar(queue.missing(), self.label, **options) as progress,  # type: ignore[arg-type]
             ):
                 while asked := self._asked(queue, trials):
@@ -251,6 +264,8 @@ class Sweep(Checked):
                                 errors.append((end.trial.number, end.error))
                             progress.show(best=queue.best_value)
                             progress.update()
+                if self._best is not None:
+                    best["best"] = self._best[1]
         except BaseException as error:
             if is_interruption(error):
                 logger.warning(
@@ -263,7 +278,7 @@ class Sweep(Checked):
                 )
             raise
         self._report(queue, errors)
-        return SweepResults(self.label, self.objective, queue, trials, self._best)
+        return SweepResults(trials, self._best)
 
     def __call__(self, experiment: Experiment) -> Experiment:
         """Return a fold's experiment with the best settings: a search for `CrossValidation`.
@@ -299,21 +314,6 @@ class Sweep(Checked):
 
     # -- internals ----------------------------------------------------------------------------
 
-    @contextmanager
-    def _announced(self, trials: Any, *, resume: bool) -> Iterator[None]:
-        """Fire the hooks of callbacks before and after all trials of an experiment."""
-        best: dict[str, Experiment] = {}
-        template = getattr(trials, "template", None)  # none with a function
-        if template is None:
-            yield
-            return
-        assert self.experiment is not None
-        template._audit.reports = self.experiment._audit.reports
-        with announced(template, self.label, best, resume=resume):
-            yield
-            if self._best is not None:
-                best["best"] = self._best[1]
-
     def _check(self, experiment: Experiment) -> None:
         """Refuse paths that name nothing, and an objective or pruner that cannot work."""
         assert self.space is not None
@@ -334,14 +334,9 @@ class Sweep(Checked):
         audit_variant(experiment, plan, self.cv.folds(experiment)[0])
         self.cv.check(experiment, plan)
 
-    def _check_shared(self) -> None:
-        if self._url is None or ":memory:" in self._url:
-            raise ConfigError(
-                "a pruner by epoch with n_jobs needs a storage that worker processes can open; "
-                "pass storage='sweep.db', or n_jobs=1"
-            )
-
-    def _opened(self, flags: dict[str, Any], *, resume: bool) -> tuple[TrialQueue, Any]:
+    def _opened(
+        self, flags: dict[str, Any], *, resume: bool
+    ) -> tuple[TrialQueue, SpaceTrials | BuiltTrials]:
         """Open the study; return its queue of trials, and what runs them."""
         study = self._study
         if study is None:
@@ -359,19 +354,17 @@ class Sweep(Checked):
         setup = TrialSetup(
             self.label,
             self.objective,
-            seed,
+            queue,
             flags,
             self._url,
             self.pruner is not None,
-            self.n_jobs,
-            self.timeout,
-            self.stacked,
+            {"n_jobs": self.n_jobs, "timeout": self.timeout, "stacked": self.stacked},
             None if self.cv is None else self.cv.folds,
         )
         if self.experiment is not None:
-            return queue, SpaceTrials(setup, self.experiment, queue)
+            return queue, SpaceTrials(setup, self.experiment)
         assert self.build is not None
-        return queue, BuiltTrials(setup, self.build, queue)
+        return queue, BuiltTrials(setup, self.build)
 
     def _asked(self, queue: TrialQueue, trials: Any) -> list[Any]:
         """Ask for the next batch of trials."""
@@ -409,17 +402,15 @@ class Sweep(Checked):
         """Warn of failed trials; raise if all failed."""
         if not failed:
             return
-        messages = [
-            f"trial {number}: "
-            + (
-                "the objective is not finite"
-                if error is None
-                else f"{type(error).__name__}: {error}"
-            )
-            for number, error in failed
+        problems = [
+            "the objective is not finite" if error is None else f"{type(error).__name__}: {error}"
+            for _, error in failed[:5]
         ]
-        shown = "; ".join(message.partition("\n")[0] for message in messages[:5])
-        shown += "; ..." if len(messages) > 5 else ""
+        shown = "; ".join(
+            f"trial {number}: {problem}".partition("\n")[0]
+            for (number, _), problem in zip(failed, problems, strict=False)
+        )
+        shown += "; ..." if len(failed) > 5 else ""
         if queue.has_all_failed():
             raise ExecutionError(f"all trials of {self.label!r} failed ({shown})") from failed[0][1]
         warn(f"{len(failed)} trials of {self.label!r} failed ({shown})", TrialFailedWarning)

@@ -15,8 +15,8 @@ from modularml.errors import ConfigError, MetricNotLoggedError
 from modularml.experiment import Experiment
 from modularml.io.randomness import derived_seed, seed_all, unchanged_randomness
 from modularml.strategies.sweeps.objective import Objective, mean_of, plan_of
-from modularml.strategies.sweeps.studies import TrialQueue, is_pruned, report, settings_in
-from modularml.strategies.variants.jobs import Jobs, Outcome, Stacked, Work
+from modularml.strategies.sweeps.studies import TrialQueue, is_pruned, report
+from modularml.strategies.variants.runs import Outcome, Work
 from modularml.strategies.variants.variant import Variant, template_of
 
 __all__ = ["BuiltTrials", "End", "SpaceTrials", "TrialPruning", "TrialSetup"]
@@ -88,8 +88,8 @@ class End:
     Parameters
     ----------
     trial : optuna.Trial
-    value : float
-        NaN without one.
+    values : list of float
+        Of each fold, or of the only run.
     experiment : Experiment, optional
         That has run; none within folds.
     error : Exception, optional
@@ -99,11 +99,17 @@ class End:
     """
 
     trial: Any
-    value: float = float("nan")
+    values: list[float] = field(default_factory=list)
     experiment: Experiment | None = None
     error: Exception | None = None
     pruned: bool = False
     seconds: float = 0.0
+
+    @property
+    def value(self) -> float:
+        """Mean over folds; NaN without a value."""
+        has_value = not self.pruned and self.error is None
+        return mean_of(self.values) if has_value else float("nan")
 
 
 Ends: TypeAlias = Generator[End]
@@ -117,44 +123,40 @@ class TrialSetup:
     ----------
     label : str
     objective : Objective
-    seed : int
+    queue : TrialQueue
     flags : dict
         Display flags of `Experiment.run`.
     url : str or None
         Of the storage, for worker processes.
     has_pruner : bool
-    n_jobs : int, 'auto' or None
-    timeout : float or None
-    stacked : bool or 'auto'
+    jobs : dict
+        ``n_jobs``, ``timeout`` and ``stacked``.
     make_folds : callable, optional
         Returns the folds of an experiment; None without folds.
     """
 
     label: str
     objective: Objective
-    seed: int
+    queue: TrialQueue
     flags: dict[str, Any]
-    url: str | None = None
-    has_pruner: bool = False
-    n_jobs: Jobs = 1
-    timeout: float | None = None
-    stacked: Stacked = False
-    make_folds: Callable[[Experiment], Sequence[Variant]] | None = None
+    url: str | None
+    has_pruner: bool
+    jobs: dict[str, Any]
+    make_folds: Callable[[Experiment], Sequence[Variant]] | None
 
-    def seed_of(self, trial: Any) -> int:
-        """Return the seed of a trial, which follows from its number."""
-        return derived_seed(self.seed, "trial", trial.number) % 2**32
+    def variant(self, trial: Any, changes: Mapping[str, Any]) -> Variant:
+        """Return the variant of a trial, whose seed follows from its number."""
+        seed = derived_seed(self.queue.seed, "trial", trial.number) % 2**32
+        return Variant(f"trial_{trial.number}", seed, changes=changes)
 
     def outcomes(self, experiment: Experiment, variants: Sequence[Variant]) -> Generator[Outcome]:
         """Run variants of an experiment; yield each as it ends."""
         folder = experiment._checkpoint_dir
         work = Work(self.label, self.flags, None, folder and folder.absolute(), None)
-        jobs: dict[str, Any] = {"n_jobs": self.n_jobs, "timeout": self.timeout}
-        jobs["stacked"] = self.stacked
-        return work.outcomes(experiment, experiment.execution_plan, variants, **jobs)
+        return work.outcomes(experiment, experiment.execution_plan, variants, **self.jobs)
 
-    def pruning(self, experiment: Experiment, study: Any) -> tuple[str, TrialPruning] | None:
-        """Return the callback that ends trials by epoch, with the path of its phase.
+    def pruning(self, experiment: Experiment) -> tuple[str, TrialPruning] | None:
+        """Add the callback that ends trials by epoch to its phase; return both, with the path.
 
         Raises
         ------
@@ -166,10 +168,68 @@ class TrialSetup:
         plan = experiment.execution_plan
         phase = self.objective.pruning_phase(plan)
         order = 1 + max((c.execution_order for c in phase.callbacks), default=0)
-        metric, names = self.objective.monitor(phase), (study.study_name, self.url)
-        callback = TrialPruning(metric=metric, study=names[0], url=names[1], execution_order=order)
+        metric, study = self.objective.monitor(phase), self.queue.study.study_name
+        callback = TrialPruning(metric=metric, study=study, url=self.url, execution_order=order)
+        phase.add_callback(callback)
         path = next(path for path, each in plan.paths() if each is phase)
         return path.removeprefix(f"{plan.label}/"), callback
+
+    def add(self, end: End, outcome: Experiment | Exception, fold: Variant | None = None) -> End:
+        """Add the outcome of a run to the end of its trial, and return it."""
+        if isinstance(outcome, Exception):
+            error: Exception | None = outcome
+        else:
+            error = None
+            end.seconds += outcome.history[-1].seconds
+            if fold is None:
+                end.experiment = outcome
+                end.pruned = self.has_pruner and is_pruned(end.trial)
+            try:
+                if not end.pruned:
+                    end.values.append(self.objective.value(outcome, fold))
+            except Exception as raised:  # noqa: BLE001 - the user's, or a metric not logged
+                error = raised
+        if error is not None and self.queue.is_prune_request(error):
+            end.pruned = True
+        else:
+            end.error = error
+        return end
+
+    def in_folds(
+        self, experiment: Experiment, variants: Sequence[tuple[Any, Variant]], folds: Any
+    ) -> Ends:
+        """Run trials and their variants on all folds; yield each trial as it ends.
+
+        With a pruner, all trials run on the first fold, then those that are left on the second. A
+        trial has the mean over folds, and NaN or an error if one fold has.
+        """
+        waiting = {variant.label: End(trial) for trial, variant in variants}
+        rounds = [[fold] for fold in folds] if self.has_pruner else [list(folds)]
+        for step, some in enumerate(rounds):
+            jobs = {}
+            for variant in (variant for _, variant in variants if variant.label in waiting):
+                seed = variant.changes.get("seed", variant.seed)
+                changes = {k: value for k, value in variant.changes.items() if k != "seed"}
+                for fold in some:
+                    name = f"{variant.label}_{fold.label}"
+                    fold_seed = derived_seed(seed, fold.label) % 2**32
+                    part = Variant(name, fold_seed, fold.repeat, fold.sides, changes)
+                    jobs[name] = variant.label, part
+            with closing(self.outcomes(experiment, [part for _, part in jobs.values()])) as runs:
+                for part, outcome in runs:
+                    label = jobs[part.label][0]
+                    if label not in waiting:  # it has failed on another fold
+                        continue
+                    end = self.add(waiting[label], outcome, part)
+                    is_complete = len(end.values) == len(folds) and not self.has_pruner
+                    if end.error is not None or end.pruned or is_complete:
+                        yield waiting.pop(label)
+            for label in list(waiting) if self.has_pruner else ():
+                end, study = waiting[label], self.queue.study.study_name
+                mean = mean_of(end.values)
+                end.pruned = report(study, self.url, end.trial._trial_id, mean, step)
+                if end.pruned or len(end.values) == len(folds):
+                    yield waiting.pop(label)
 
 
 class SpaceTrials:
@@ -180,52 +240,44 @@ class SpaceTrials:
     setup : TrialSetup
     experiment : Experiment
         It is copied, and not changed.
-    queue : TrialQueue
     """
 
-    def __init__(self, setup: TrialSetup, experiment: Experiment, queue: TrialQueue) -> None:
-        self.setup, self.queue = setup, queue
+    def __init__(self, setup: TrialSetup, experiment: Experiment) -> None:
+        self.setup = setup
         with unchanged_randomness():
             self.template = template_of(experiment, plan_of(experiment))
         self.template._checkpoint_dir = experiment._checkpoint_dir
         self.folds = [] if setup.make_folds is None else list(setup.make_folds(self.template))
         self._pruning_path: str | None = None
-        if (pruning := setup.pruning(self.template, queue.study)) is not None:
-            path, callback = pruning
-            phases = dict(self.template.execution_plan.paths())
-            phases[f"{self.template.execution_plan.label}/{path}"].add_callback(callback)
-            self._pruning_path = f"phases.{path}.callbacks.{callback.label}"
+        if (pruning := setup.pruning(self.template)) is not None:
+            self._pruning_path = f"phases.{pruning[0]}.callbacks.{pruning[1].label}"
 
     def run(self, trials: Sequence[Any]) -> Ends:
         """Run trials; yield each as it ends."""
+        variants = [(trial, self.variant(trial, reports=not self.folds)) for trial in trials]
         if self.folds:
-            run = lambda variants: self.setup.outcomes(self.template, variants)  # noqa: E731
-            variants = {trial.number: self.variant(trial) for trial in trials}
-            yield from in_folds(self.setup, self.queue, trials, variants, self.folds, run)
+            yield from self.setup.in_folds(self.template, variants, self.folds)
             return
-        by_label = {}
-        for trial in trials:
-            variant = self.variant(trial, reports=True)
-            by_label[variant.label] = (trial, variant)
-        variants_to_run = [variant for _, variant in by_label.values()]
-        with closing(self.setup.outcomes(self.template, variants_to_run)) as outcomes:
+        by_label = {variant.label: trial for trial, variant in variants}
+        run = self.setup.outcomes(self.template, [variant for _, variant in variants])
+        with closing(run) as outcomes:
             for variant, outcome in outcomes:
-                yield judged(self.setup, self.queue, by_label[variant.label][0], outcome)
+                yield self.setup.add(End(by_label[variant.label]), outcome)
 
     def stacks(self, n_workers: int, n: int) -> bool:
         """Return whether a batch of this many trials is trained as one."""
-        stacked, plan = self.setup.stacked, self.template.execution_plan
+        stacked, plan = self.setup.jobs["stacked"], self.template.execution_plan
         if stacked == "auto":
             return n_workers == 1 and pays(self.template, plan, n * max(1, len(self.folds)))
-        return stacked
+        return bool(stacked)
 
     def variant(self, trial: Any, *, reports: bool = False) -> Variant:
         """Return the variant of a trial, that may report its values by epoch."""
-        changes = settings_in(self.queue.space, trial.params)
+        changes = self.setup.queue.settings(trial)
         if reports and self._pruning_path is not None:
             changes[f"{self._pruning_path}.trial"] = trial._trial_id
-            changes[f"{self._pruning_path}.pruner"] = self.queue.study.pruner
-        return Variant(f"trial_{trial.number}", self.setup.seed_of(trial), changes=changes)
+            changes[f"{self._pruning_path}.pruner"] = self.setup.queue.study.pruner
+        return self.setup.variant(trial, changes)
 
     def retrained(self, trial: Any) -> Experiment:
         """Train with the settings of a trial again."""
@@ -241,16 +293,16 @@ class BuiltTrials:
     weights.
     """
 
-    def __init__(
-        self, setup: TrialSetup, build: Callable[[Any], Experiment], queue: TrialQueue
-    ) -> None:
-        self.setup, self.build, self.queue = setup, build, queue
+    def __init__(self, setup: TrialSetup, build: Callable[[Any], Experiment]) -> None:
+        self.setup, self.build = setup, build
         self._is_checked = False
 
     def run(self, trials: Sequence[Any]) -> Ends:
         """Run trials one after another; yield each as it ends."""
         for trial in trials:
-            yield self._end_of(trial)
+            with unchanged_randomness(), ExperimentContext().activate():
+                end = self._end_of(trial)
+            yield end
 
     def stacks(self, n_workers: int, n: int) -> bool:
         """Return whether trials are trained as one: never, as any may have another graph."""
@@ -264,28 +316,29 @@ class BuiltTrials:
         return experiment
 
     def _end_of(self, trial: Any) -> End:
-        with unchanged_randomness(), ExperimentContext().activate():
-            try:
-                experiment = self._built(trial)
-            except Exception as error:  # noqa: BLE001 - one trial's failure is that trial's alone
-                return judged(self.setup, self.queue, trial, error)
-            folds = [] if self.setup.make_folds is None else self.setup.make_folds(experiment)
-            self._check(experiment, folds)
-            if folds:
-                run = lambda variants: self.setup.outcomes(experiment, variants)  # noqa: E731
-                variant = Variant(f"trial_{trial.number}", self.setup.seed_of(trial))
-                variants = {trial.number: variant}
-                return next(in_folds(self.setup, self.queue, [trial], variants, folds, run))
-            self._add_pruning(experiment, trial)
-            try:
-                experiment.run(**self.setup.flags)
-            except Exception as error:  # noqa: BLE001
-                return judged(self.setup, self.queue, trial, error)
-            return judged(self.setup, self.queue, trial, experiment)
+        setup, end = self.setup, End(trial)
+        try:
+            experiment = self._built(trial)
+        except Exception as error:  # noqa: BLE001 - one trial's failure is that trial's alone
+            return setup.add(end, error)
+        folds = [] if setup.make_folds is None else setup.make_folds(experiment)
+        if not self._is_checked:  # refuses what cannot work before the first trial runs
+            vals = sorted({s.val_name for fold in folds for s in fold.sides.values()})
+            setup.objective.check(experiment, plan_of(experiment), vals)
+            self._is_checked = True
+        if folds:
+            return next(setup.in_folds(experiment, [(trial, setup.variant(trial, {}))], folds))
+        if (pruning := setup.pruning(experiment)) is not None:
+            pruning[1].trial = trial._trial_id
+        try:
+            experiment.run(**setup.flags)
+        except Exception as error:  # noqa: BLE001
+            return setup.add(end, error)
+        return setup.add(end, experiment)
 
     def _built(self, trial: Any) -> Experiment:
         """Build the experiment of a trial, with its seed."""
-        seed_all(self.setup.seed_of(trial))
+        seed_all(self.setup.variant(trial, {}).seed)
         experiment: Any = self.build(trial)
         if not isinstance(experiment, Experiment):
             raise ConfigError(f"build(trial) must return an Experiment, got {experiment!r:.80}")
@@ -295,121 +348,3 @@ class BuiltTrials:
                 f"trial; {experiment.label!r} has run already"
             )
         return experiment
-
-    def _check(self, experiment: Experiment, folds: Sequence[Variant]) -> None:
-        """Refuse an objective or a pruner that cannot work, before the first trial runs."""
-        if not self._is_checked:
-            vals = sorted({s.val_name for fold in folds for s in fold.sides.values()})
-            self.setup.objective.check(experiment, plan_of(experiment), vals)
-            self.setup.pruning(experiment, self.queue.study)
-            self._is_checked = True
-
-    def _add_pruning(self, experiment: Experiment, trial: Any) -> None:
-        """Add the callback that ends a trial by epoch to the experiment of the trial."""
-        if (pruning := self.setup.pruning(experiment, self.queue.study)) is not None:
-            path, callback = pruning
-            callback.trial = trial._trial_id
-            plan = experiment.execution_plan
-            dict(plan.paths())[f"{plan.label}/{path}"].add_callback(callback)
-
-
-def judged(setup: TrialSetup, queue: TrialQueue, trial: Any, outcome: Any) -> End:
-    """Return how a trial ended, given its experiment or an error."""
-    if isinstance(outcome, Exception):
-        if queue.is_prune_request(outcome):
-            return End(trial, pruned=True)
-        return End(trial, error=outcome)
-    end = End(trial, experiment=outcome, seconds=outcome.history[-1].seconds)
-    if setup.has_pruner and is_pruned(trial):
-        end.pruned = True
-        return end
-    try:
-        end.value = setup.objective.value(outcome)
-    except Exception as error:  # noqa: BLE001 - a function of the user's, or a metric not logged
-        end.error = error
-    return end
-
-
-def in_folds(
-    setup: TrialSetup,
-    queue: TrialQueue,
-    trials: Sequence[Any],
-    variants: Mapping[int, Variant],
-    folds: Sequence[Variant],
-    run: Callable[[list[Variant]], Generator[Outcome]],
-) -> Ends:
-    """Run each trial on all folds; yield each trial as it ends.
-
-    With a pruner, all trials run on the first fold, then those that are left on the second. A trial
-    has the mean over folds, and NaN or an error if one fold has.
-    """
-    waiting = {trial.number: _Folds(trial, len(folds)) for trial in trials}
-    rounds = [[fold] for fold in folds] if setup.has_pruner else [list(folds)]
-    for step, some in enumerate(rounds):
-        jobs = {}
-        for number in waiting:
-            for fold in some:
-                variant = fold_of(variants[number], fold)
-                jobs[variant.label] = (number, variant)
-        with closing(run([variant for _, variant in jobs.values()])) as outcomes:
-            for variant, outcome in outcomes:
-                number = jobs[variant.label][0]
-                if number not in waiting:  # it has failed on another fold
-                    continue
-                waiting[number].add(setup, variant, outcome)
-                if waiting[number].error is not None or (
-                    waiting[number].is_complete and not setup.has_pruner
-                ):
-                    yield waiting.pop(number).end(queue)
-        for number in list(waiting) if setup.has_pruner else ():
-            trial, mean = waiting[number].trial, mean_of(waiting[number].values)
-            ends = report(queue.study.study_name, setup.url, trial._trial_id, mean, step)
-            if ends or waiting[number].is_complete:
-                yield waiting.pop(number).end(queue, pruned=ends)
-
-
-@dataclass
-class _Folds:
-    """A trial that runs on folds, and its values so far."""
-
-    trial: Any
-    n_folds: int
-    values: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    error: Exception | None = None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether it has a value of each fold."""
-        return len(self.values) == self.n_folds
-
-    def add(self, setup: TrialSetup, variant: Variant, outcome: Any) -> None:
-        """Add the outcome of one fold."""
-        if isinstance(outcome, Exception):
-            self.error = outcome
-            return
-        self.seconds += outcome.history[-1].seconds
-        try:
-            self.values.append(setup.objective.value(outcome, variant))
-        except Exception as error:  # noqa: BLE001 - a function of the user's, or no such metric
-            self.error = error
-
-    def end(self, queue: TrialQueue, *, pruned: bool = False) -> End:
-        """Return how the trial ended."""
-        if self.error is not None and queue.is_prune_request(self.error):
-            pruned, self.error = True, None
-        value = float("nan") if pruned or self.error is not None else mean_of(self.values)
-        return End(self.trial, value, error=self.error, pruned=pruned, seconds=self.seconds)
-
-
-def fold_of(variant: Variant, fold: Variant) -> Variant:
-    """Return the variant of a trial on a fold."""
-    seed = variant.changes.get("seed", variant.seed)
-    changes = {path: value for path, value in variant.changes.items() if path != "seed"}
-    return Variant(
-        f"{variant.label}_{fold.label}",
-        derived_seed(seed, fold.label) % 2**32,
-        fold.repeat,
-        fold.sides,
-        changes,
-    )

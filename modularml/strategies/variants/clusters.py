@@ -11,11 +11,11 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
@@ -25,7 +25,7 @@ from modularml._optional import require
 from modularml.engine.interruption import stop_thread
 from modularml.errors import ConfigError
 from modularml.strategies.variants.variant import Variant
-from modularml.strategies.variants.worker import End, Job, path_or_error, run_content
+from modularml.strategies.variants.workers import End, Job, path_or_error, run_content
 
 __all__ = ["count_jobs", "ends_on_cluster", "is_cluster", "most_jobs"]
 
@@ -86,38 +86,14 @@ def ends_on_cluster(
     one first.
     """
     backend, _ = get_active_backend()
-    cluster: _Cluster
+    cluster: _Dask | _Ray
     if type(backend) is BACKENDS.get("dask"):
         cluster = _Dask(backend, job, path)
     elif type(backend) is BACKENDS.get("ray"):
         cluster = _Ray(backend, job, path)
     else:
-        return _ends_on_joblib(job, path, work, variants, n_jobs)
-    return _ends(cluster, path.parent, work, variants, n_jobs)
-
-
-class _Cluster(Protocol):
-    """What is asked of a cluster; a handle is its reference to a job."""
-
-    def submit(self, work: Any, variant: Variant) -> Any:
-        """Send a job."""
-
-    def ended(self, handles: Sequence[Any]) -> list[Any]:
-        """Wait until a job has ended, and return those that have."""
-
-    def has_lost(self, handle: Any) -> bool:
-        """Return whether a job did not run as its data is lost, with workers that died."""
-
-    def result(self, handle: Any) -> tuple[bytes, str]:
-        """Return what `run_content` returned."""
-
-    def stop(self, handles: Sequence[Any]) -> None:
-        """Cancel jobs, and wait until none of them runs; remove the data."""
-
-
-def _ends(
-    cluster: _Cluster, folder: Path, work: Any, variants: Sequence[Variant], n_jobs: int
-) -> Generator[End]:
+        yield from _ends_on_joblib(job, path, work, variants, n_jobs)
+        return
     waiting, tries = deque(variants), Counter[str]()
     running: dict[Any, Variant] = {}
     try:
@@ -130,29 +106,44 @@ def _ends(
                 variant = running.pop(handle)
                 if cluster.has_lost(handle) and tries[variant.label] < _TRIES:
                     waiting.appendleft(variant)
-                else:
-                    yield variant, _written(cluster, handle, folder / variant.label)
+                    continue
+                target = path.with_name(variant.label)
+                try:
+                    content, problem = cluster.result(handle)
+                    target.write_bytes(content)
+                except Exception as error:  # noqa: BLE001 - of any kind that a cluster raises
+                    problem = (
+                        "the cluster could not run it, perhaps as its workers died, for lack of "
+                        f"memory or other packages: {type(error).__name__}: {error}"
+                    )
+                yield variant, partial(path_or_error, target, problem)
     finally:
         cluster.stop(list(running))
 
 
-def _written(cluster: _Cluster, handle: Any, target: Path) -> Callable[[], str]:
-    """Write the file of a job; return a function that returns its path or raises its error."""
-    try:
-        content, problem = cluster.result(handle)
-        target.write_bytes(content)
-    except Exception as error:  # noqa: BLE001 - of any kind that a cluster raises
-        problem = (
-            f"the cluster could not run it, perhaps as its workers died, for lack of memory or "
-            f"other packages: {type(error).__name__}: {error}"
-        )
-    return partial(path_or_error, target, problem)
+def _ends_on_joblib(
+    job: Job, path: Path, work: Any, variants: Sequence[Variant], n_jobs: int
+) -> Generator[End]:
+    content = path.read_bytes()
+    jobs = (delayed(_on_joblib)(content, job, work, variant) for variant in variants)
+    streams = getattr(get_active_backend()[0], "supports_return_generator", False)
+    run = Parallel(n_jobs, return_as="generator_unordered" if streams else "list")
+    for variant, written, problem in run(jobs):
+        target = path.with_name(variant.label)
+        target.write_bytes(written)
+        yield variant, partial(path_or_error, target, problem)
+
+
+def _on_joblib(content: bytes, job: Job, work: Any, variant: Variant) -> tuple[Variant, bytes, str]:
+    return variant, *run_content(content, job, work, variant)
 
 
 # -- Dask ----------------------------------------------------------------------------------------
 
 
 class _Dask:
+    """A cluster of Dask; a handle is the future of a job."""
+
     def __init__(self, backend: Any, job: Job, path: Path) -> None:
         self.distributed = require("distributed", purpose="to run jobs on Dask")
         self.client, self.options = backend.client, dict(backend.submit_kwargs)
@@ -160,6 +151,7 @@ class _Dask:
         self._content: Any = None
 
     def submit(self, work: Any, variant: Variant) -> Any:
+        """Send a job, and before the first one the data."""
         if self._content is None:
             self._content = self._sent()
         key = f"{work.label}-{variant.label}-{uuid.uuid4().hex}"
@@ -236,61 +228,52 @@ def _runs(key: str) -> bool:
 def _on_dask(content: bytes, job: Job, work: Any, variant: Variant) -> tuple[bytes, str]:
     """Run a variant in a thread of a Dask worker; it ends soon after the job is cancelled."""
     worker = require("distributed").get_worker()
-    task = worker.get_current_task()
+    task, ident = worker.get_current_task(), threading.get_ident()
+    lock, ended = threading.Lock(), threading.Event()
 
-    def is_cancelled() -> bool:
-        state = worker.state.tasks.get(task)
-        return state is None or state.state not in ("executing", "long-running")
+    def watch() -> None:
+        while not ended.wait(_POLL_S):
+            with lock:
+                state = worker.state.tasks.get(task)
+                runs = state is not None and state.state in ("executing", "long-running")
+                if not ended.is_set() and not runs:
+                    stop_thread(ident)
+                    return
 
     _keys[job.key] += 1
     try:
-        with _stopped_if(is_cancelled):
+        threading.Thread(target=watch, daemon=True).start()
+        try:
             return run_content(content, job, work, variant)
+        finally:
+            with lock:
+                ended.set()
     except SystemExit as error:  # would end the worker
         return b"", f"SystemExit: {error}"
     finally:
         _keys[job.key] -= 1
 
 
-@contextmanager
-def _stopped_if(is_cancelled: Callable[[], bool]) -> Iterator[None]:
-    """Stop what this thread runs in a block, once a function is true."""
-    ident, lock, ended = threading.get_ident(), threading.Lock(), threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(_POLL_S):
-            with lock:
-                if not ended.is_set() and is_cancelled():
-                    stop_thread(ident)
-                    return
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        with lock:
-            ended.set()
-
-
 # -- Ray -----------------------------------------------------------------------------------------
 
 
 class _Ray:
+    """A cluster of Ray, with the methods of `_Dask`; a cancelled job ends by KeyboardInterrupt."""
+
     def __init__(self, backend: Any, job: Job, path: Path) -> None:
         self.ray = require("ray", purpose="to run jobs on Ray")
         if not self.ray.is_initialized():
             self.ray.init()
         options = backend.ray_remote_args or {}
         try:
-            self.task = self.ray.remote(_on_ray).options(**options)
+            self.task = self.ray.remote(run_content).options(**options)
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"ray_remote_args={options!r} are not options of Ray's tasks: {error}"
             ) from error
         self.job = self.ray.put(job)
-        self.content = self.ray.put(
-            np.fromfile(path, dtype=np.uint8)
-        )  # shared by workers of a node
+        content = np.fromfile(path, dtype=np.uint8)
+        self.content = self.ray.put(content)  # shared by workers of a node
 
     def submit(self, work: Any, variant: Variant) -> Any:
         return self.task.remote(self.content, self.job, work, variant)
@@ -315,31 +298,3 @@ class _Ray:
         for handle in running:
             self.ray.cancel(handle, force=True)
         self.ray.wait(running or handles, num_returns=len(running or handles), timeout=_GRACE_S)
-
-
-def _on_ray(content: Any, job: Job, work: Any, variant: Variant) -> tuple[bytes, str]:
-    """Run a variant in a Ray worker; a cancelled one ends by KeyboardInterrupt."""
-    try:
-        return run_content(content, job, work, variant)
-    except SystemExit as error:  # would end the worker
-        return b"", f"SystemExit: {error}"
-
-
-# -- other backends ------------------------------------------------------------------------------
-
-
-def _ends_on_joblib(
-    job: Job, path: Path, work: Any, variants: Sequence[Variant], n_jobs: int
-) -> Generator[End]:
-    content = path.read_bytes()
-    jobs = (delayed(_on_joblib)(content, job, work, variant) for variant in variants)
-    streams = getattr(get_active_backend()[0], "supports_return_generator", False)
-    run = Parallel(n_jobs, return_as="generator_unordered" if streams else "list")
-    for variant, written, problem in run(jobs):
-        target = path.with_name(variant.label)
-        target.write_bytes(written)
-        yield variant, partial(path_or_error, target, problem)
-
-
-def _on_joblib(content: bytes, job: Job, work: Any, variant: Variant) -> tuple[Variant, bytes, str]:
-    return variant, *run_content(content, job, work, variant)

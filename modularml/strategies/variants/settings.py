@@ -27,6 +27,16 @@ GRAPH = 0
 """The scope of what belongs to the graph and the experiment, not to a phase."""
 
 
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "epochs": "n_epochs",
+    "max_epochs": "n_epochs",
+    "units": "hidden_dim",
+    "hidden_size": "hidden_dim",
+}
+"""Names of other libraries for settings."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """An argument of an object's constructor, or one entry of that argument.
@@ -48,14 +58,6 @@ class Setting:
     argument: str
     key: str | None = None
 
-    def merged(self, current: Any, value: Any) -> Any:
-        """Return the argument with a new value, given its current one."""
-        if self.key is None:
-            return value
-        if hasattr(current, "set_params"):
-            return adapter_for(Backend.SCIKIT).copied(current, {}).set_params(**{self.key: value})
-        return {**(current or {}), self.key: value}
-
 
 class Edits:
     """New arguments for the constructors of an experiment's parts, by scope and object."""
@@ -64,12 +66,22 @@ class Edits:
         self._arguments: dict[tuple[int, int], dict[str, Any]] = defaultdict(dict)
 
     def add(self, setting: Setting, value: Any) -> None:
-        """Set one setting to a value."""
-        arguments = self._arguments[setting.scope, id(setting.owner)]
-        given: dict[str, Any] = setting.owner._params() if setting.key is not None else {}
-        current = given.get(setting.argument)
-        current = arguments.get(setting.argument, current)
-        arguments[setting.argument] = setting.merged(current, value)
+        """Set one setting to a value; an optimizer's name keeps its other arguments."""
+        owner, argument, key = setting.owner, setting.argument, setting.key
+        if argument == "optimizer" and isinstance(value, str):
+            if owner.optimizer is None or owner.optimizer.opt is None:
+                value = Optimizer(value)
+            else:
+                owner, argument = owner.optimizer, "opt"
+        arguments = self._arguments[setting.scope, id(owner)]
+        if key is not None:
+            current = arguments.get(argument, owner._params().get(argument))
+            if hasattr(current, "set_params"):
+                estimator = adapter_for(Backend.SCIKIT).copied(current, {})
+                value = estimator.set_params(**{key: value})
+            else:
+                value = {**(current or {}), key: value}
+        arguments[argument] = value
 
     def of(self, scope: int, owner: Any) -> dict[str, Any]:
         """Return the new arguments of an object."""
@@ -99,7 +111,18 @@ def settings_of(experiment: Experiment, plan: ExperimentPhase | PhaseGroup) -> d
     """
     found: dict[str, list[Setting]] = defaultdict(list)
     found["seed"] = []
-    for path, setting in _all_settings(experiment, plan):
+    pairs: list[tuple[str, Setting]] = []
+    graph = experiment.model_graph
+    if graph is not None:
+        pairs += _of_optimizer("graph.optimizer", graph)
+        for node in graph.nodes.values():
+            pairs += _of_node(f"nodes.{node.label}", node)
+    for callback in experiment.exp_callbacks:
+        pairs += _of_arguments(f"callbacks.{callback.label}", GRAPH, callback)
+    above = f"{plan.label}/" if isinstance(plan, PhaseGroup) else ""
+    for path, phase in plan.paths():
+        pairs += _of_phase(path.removeprefix(above), phase)
+    for path, setting in pairs:
         found[path].append(setting)
     return dict(found)
 
@@ -123,7 +146,7 @@ def edits_of(
     check_paths(experiment, plan, {path: [value] for path, value in changes.items()}, settings)
     for path in sorted(changes, key=len):  # an optimizer's name before its arguments
         for setting in settings[path]:
-            edits.add(*_for_optimizer(setting, changes[path]))
+            edits.add(setting, changes[path])
     return edits
 
 
@@ -148,10 +171,26 @@ def check_paths(
     for path, values in changes.items():
         if path not in settings:
             _refuse_object(experiment, path)
-            raise UnknownNameError("setting", path, settings, meant=_meant(path, settings))
-        if path == "seed":
-            _check_seeds(values)
-        within = [other for other in changes if _is_within(other, path, settings)]
+            above, _, last = path.rpartition(".")
+            last = _OTHER_NAMES.get(last, last)
+            likeness = {  # of the paths to settings of the same last name elsewhere
+                name: difflib.SequenceMatcher(None, name.rpartition(".")[0], above).ratio()
+                for name in settings
+                if name.rpartition(".")[2] == last
+            }
+            meant = sorted(likeness, key=likeness.__getitem__, reverse=True)[:3]
+            raise UnknownNameError("setting", path, settings, meant=meant)
+        for value in values if path == "seed" else ():
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+                raise ConfigError(f"seed must be an int of at least 0, got {value!r:.40}")
+        # settings of an object that this path replaces
+        objects = {id(s.owner._params().get(s.argument)) for s in settings[path] if s.key is None}
+        within = [
+            other
+            for other in changes
+            if other.startswith(f"{path}.")
+            or any(id(s.owner) in objects for s in settings.get(other, ()))
+        ]
         is_name = path.endswith("optimizer") and all(isinstance(value, str) for value in values)
         if within and not is_name:
             raise ConfigError(
@@ -160,52 +199,6 @@ def check_paths(
                 + (", or give optimizers by name" if path.endswith("optimizer") else "")
             )
         _refuse_frozen(experiment, path, settings[path], refits=refits)
-
-
-def _check_seeds(values: Iterable[Any]) -> None:
-    for value in values:
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
-            raise ConfigError(f"seed must be an int of at least 0, got {value!r:.40}")
-
-
-_OTHER_NAMES = {
-    "learning_rate": "lr",
-    "epochs": "n_epochs",
-    "max_epochs": "n_epochs",
-    "units": "hidden_dim",
-    "hidden_size": "hidden_dim",
-}
-"""Names of other libraries for settings."""
-
-
-def _meant(path: str, settings: Iterable[str]) -> list[str]:
-    """Return the settings of the same last name elsewhere, the most similar paths first."""
-    above, _, last = path.rpartition(".")
-    last = _OTHER_NAMES.get(last, last)
-    same = [name for name in settings if name.rpartition(".")[2] == last]
-
-    def likeness(name: str) -> float:
-        return difflib.SequenceMatcher(None, name.rpartition(".")[0], above).ratio()
-
-    return sorted(same, key=likeness, reverse=True)[:3]
-
-
-def _is_within(other: str, path: str, settings: Mapping[str, list[Setting]]) -> bool:
-    """Return whether a path names a setting of an object that another path replaces."""
-    if other.startswith(f"{path}."):
-        return True
-    objects = {id(s.owner._params().get(s.argument)) for s in settings[path] if s.key is None}
-    return any(id(s.owner) in objects for s in settings.get(other, ()))
-
-
-def _for_optimizer(setting: Setting, value: Any) -> tuple[Setting, Any]:
-    """Return where to set an optimizer given by name: the name of the current one, if any."""
-    if setting.argument != "optimizer" or not isinstance(value, str):
-        return setting, value
-    current = setting.owner.optimizer
-    if current is None or current.opt is None:
-        return setting, Optimizer(value)
-    return Setting(setting.scope, current, "opt"), value
 
 
 def _refuse_object(experiment: Experiment, path: str) -> None:
@@ -243,21 +236,6 @@ def _refuse_frozen(
 
 
 # -- settings of each part -----------------------------------------------------------------------
-
-
-def _all_settings(
-    experiment: Experiment, plan: ExperimentPhase | PhaseGroup
-) -> Iterator[tuple[str, Setting]]:
-    graph = experiment.model_graph
-    if graph is not None:
-        yield from _of_optimizer("graph.optimizer", graph)
-        for node in graph.nodes.values():
-            yield from _of_node(f"nodes.{node.label}", node)
-    for callback in experiment.exp_callbacks:
-        yield from _of_arguments(f"callbacks.{callback.label}", GRAPH, callback)
-    above = f"{plan.label}/" if isinstance(plan, PhaseGroup) else ""
-    for path, phase in plan.paths():
-        yield from _of_phase(path.removeprefix(above), phase)
 
 
 def _of_optimizer(path: str, owner: Any) -> Iterator[tuple[str, Setting]]:

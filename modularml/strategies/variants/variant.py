@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ __all__ = [
     "Sides",
     "Variant",
     "changed_experiment",
+    "checked_experiment",
     "template_of",
     "variant_experiment",
 ]
@@ -63,28 +65,22 @@ class Sides:
         return splits if self.stop is None else {**splits, self.stop_name: self.stop}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the fields, with rows packed: a bit each, where a worker is sent many."""
-        return {name: _packed(value) for name, value in vars(self).items()}
+        """Return the fields, with ascending rows as the bits of a mask, if that is smaller."""
+        state = dict(vars(self))
+        for name, value in vars(self).items():
+            if not isinstance(value, np.ndarray) or len(value) * 64 <= value.max(initial=0):
+                continue
+            if value.dtype == np.int64 and (np.diff(value) > 0).all():
+                mask = np.zeros(value[-1] + 1, dtype=bool)
+                mask[value] = True
+                state[name] = np.packbits(mask)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
-            object.__setattr__(self, name, _unpacked(value))
-
-
-def _packed(value: Any) -> Any:
-    """Return ascending rows as the bits of a mask, if that is smaller."""
-    if not isinstance(value, np.ndarray) or len(value) * 64 <= value.max(initial=0):
-        return value
-    if value.dtype != np.int64 or (np.diff(value) <= 0).any():
-        return value
-    mask = np.zeros(value[-1] + 1, dtype=bool)
-    mask[value] = True
-    return np.packbits(mask)
-
-
-def _unpacked(value: Any) -> Any:
-    is_packed = isinstance(value, np.ndarray) and value.dtype == np.uint8
-    return np.flatnonzero(np.unpackbits(value)) if is_packed else value
+            is_packed = isinstance(value, np.ndarray) and value.dtype == np.uint8
+            rows = np.flatnonzero(np.unpackbits(value)) if is_packed else value
+            object.__setattr__(self, name, rows)
 
 
 @dataclass(frozen=True)
@@ -112,19 +108,33 @@ class Variant:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
+def checked_experiment(experiment: Any, phase: Any) -> Experiment:
+    """Return an experiment, by default that of the active context; check it and the phase."""
+    chosen = ExperimentContext.get_active().get_experiment() if experiment is None else experiment
+    if not isinstance(chosen, Experiment):
+        how = "create one first"
+        if isinstance(chosen, str | Path | list | tuple):
+            how = "read one with Experiment.load; ExperimentCollection takes several files"
+        raise TypeError(f"experiment must be an Experiment, got {chosen!r:.200}; {how}")
+    if phase is not None and not isinstance(phase, ExperimentPhase | PhaseGroup):
+        raise TypeError(f"phase must be a phase or a PhaseGroup, got {phase!r}")
+    return chosen
+
+
 def template_of(experiment: Experiment, plan: Plan) -> Experiment:
     """Return a copy of an experiment with this plan and without history."""
-    return _copied(experiment, plan, experiment.label, _copied_rows, Edits())
+    return _copied(experiment, plan, experiment.label, {}, Edits())
 
 
 def variant_experiment(
-    experiment: Experiment, plan: Plan, variant: Variant, label: str
+    experiment: Experiment, plan: Plan, variant: Variant, label: str | None
 ) -> Experiment:
     """Return a separate experiment for a variant, ready to run.
 
     Its FeatureSets share their raw columns with those of the experiment. Scalers are refitted on
     the training rows of a fold, and weights are drawn from its seed. Frozen nodes keep their
-    learned weights, unless the plan fits them. The random states of the process are set.
+    learned weights, unless the plan fits them. The random states of the process are set. Without a
+    label, it writes to the files of the experiment.
 
     Raises
     ------
@@ -135,12 +145,16 @@ def variant_experiment(
     seed = changes.pop("seed", variant.seed)
     edits = edits_of(experiment, plan, changes)
     seed_all(seed)
-    sides = variant.sides
-    new = _copied(experiment, plan, label, lambda fs: _copied_rows(fs, sides.get(fs.label)), edits)
-    new._sides = dict(sides)
+    new = _copied(experiment, plan, label or experiment.label, variant.sides, edits)
+    new._sides = dict(variant.sides)
+    phases = new.execution_plan.flatten()
     _monitor_held_out_rows(new, variant)
-    _seed_samplers(plan.flatten(), new.execution_plan.flatten(), seed)
-    _separate_files(new, label)
+    _seed_samplers(plan.flatten(), phases, seed)
+    if label is not None:
+        writers: list[Any] = [*new.exp_callbacks, *(c for p in phases for c in p.callbacks)]
+        writers += [getattr(owner, "checkpointing", None) for owner in (new, *phases)]
+        for writer in filter(None, writers):
+            writer.separate_files(label)
     return new
 
 
@@ -150,38 +164,27 @@ def changed_experiment(experiment: Experiment, changes: Mapping[str, Any], seed:
     Rows, splits, scalers and the files it writes to are the same. The random states of the process
     are set.
     """
-    plan, changes = experiment.execution_plan, dict(changes)
-    seed = changes.pop("seed", seed)
-    edits = edits_of(experiment, plan, changes)
-    seed_all(seed)
-    new = _copied(experiment, plan, experiment.label, _copied_rows, edits)
+    variant = Variant(experiment.label, seed, changes=changes)
+    new = variant_experiment(experiment, experiment.execution_plan, variant, None)
     new._sides = dict(experiment._sides)
-    _seed_samplers(plan.flatten(), new.execution_plan.flatten(), seed)
     return new
 
 
 def _copied(
-    experiment: Experiment,
-    plan: Plan,
-    label: str,
-    copy_rows: Callable[[FeatureSet], FeatureSet],
-    edits: Edits,
+    experiment: Experiment, plan: Plan, label: str, sides: Mapping[str, Sides], edits: Edits
 ) -> Experiment:
     ctx = ExperimentContext(registration_policy="error")
     with ctx.activate():
         for fs in experiment.ctx.available_featuresets.values():
-            copy_rows(fs)
-        graph = experiment.model_graph
-        if graph is not None:
+            _copy_rows(fs, sides.get(str(fs.label)))
+        if experiment.model_graph is not None:
             refit = any(isinstance(p, FitPhase) for p in plan.flatten())
-            _rebuild_graph(graph, edits, refit=refit)
-        callbacks = [_rebuilt(callback, edits=edits) for callback in experiment.exp_callbacks]
-        checkpointing = _rebuilt(experiment.checkpointing)
+            _rebuild_graph(experiment.model_graph, edits, refit=refit)
         new = Experiment(
             label,
             ctx=ctx,
-            checkpointing=checkpointing,
-            callbacks=callbacks,
+            checkpointing=_rebuilt(experiment.checkpointing),
+            callbacks=[_rebuilt(callback, edits=edits) for callback in experiment.exp_callbacks],
             audit="off",
             deterministic=experiment.deterministic,
             results_config=experiment.results_config,
@@ -189,6 +192,9 @@ def _copied(
         items = plan.all if isinstance(plan, PhaseGroup) else [plan]
         new.execution_plan.add_items(_rebuilt(item, edits=edits) for item in items)
     return new
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def _rebuilt(
@@ -202,7 +208,7 @@ def _rebuilt(
     Objects shared by several values are shared again if one `memo` is used for all. `edits` are
     those of a scope: a phase, or the graph.
     """
-    if value is None or type(value) in (str, int, float, bool):
+    if type(value) in _PLAIN:
         return value
     memo, edits = {} if memo is None else memo, edits or Edits()
     if isinstance(value, ExperimentPhase) and scope == GRAPH:
@@ -213,17 +219,20 @@ def _rebuilt(
         return PhaseGroup(value.label, [_rebuilt(item, memo, edits) for item in value.all])
     if isinstance(value, BaseModel) and id(value) in memo:
         return memo[id(value)]
-    if isinstance(value, Configurable):
-        params = _rebuilt({**value._params(), **edits.of(scope, value)}, memo, edits, scope)
-        new = type(value)(**params)
-        if isinstance(value, Loss) and isinstance(new, Loss):
+    is_configured = isinstance(value, Configurable)
+    if is_configured or type(value) is dict:
+        params = {**value._params(), **edits.of(scope, value)} if is_configured else value
+        new: Any = {
+            key: item if type(item) in _PLAIN else _rebuilt(item, memo, edits, scope)
+            for key, item in params.items()
+        }
+        if is_configured:
+            memo[id(value)] = new = type(value)(**new)
+        if isinstance(value, Loss):
             new.begin_like(value)
-        memo[id(value)] = new
         return new
     if type(value) in (list, tuple):
-        return type(value)(_rebuilt(item, memo, edits, scope) for item in value)
-    if type(value) is dict:
-        return {key: _rebuilt(item, memo, edits, scope) for key, item in value.items()}
+        return type(value)([_rebuilt(item, memo, edits, scope) for item in value])
     with warnings.catch_warnings():  # Keras copies its models through a file
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         if isinstance(value, type) or (backend := backend_of(value)) is Backend.NONE:
@@ -234,35 +243,30 @@ def _rebuilt(
 # -- rows ---------------------------------------------------------------------------------------
 
 
-def _copied_rows(fs: FeatureSet, sides: Sides | None = None) -> FeatureSet:
+def _copy_rows(fs: FeatureSet, sides: Sides | None) -> None:
     """Copy a FeatureSet, with the splits and scalers of a fold if given."""
     records = fs.scaler_records if sides is not None else ()
     new = fs.copy(label=fs.label, restore_splits=True, restore_scalers=not records, register=True)
     if sides is None:
-        return new
+        return
     state = new.get_state()
     state["splits"] |= sides.splits
     new.set_state(state)
     for record in records:
+        name = record.fit_to_split
+        is_other = name is not None and name in new.available_splits and name not in sides.splits
+        if not is_other or np.isin(new.get_split(str(name)).valid_indices, sides.pool).any():
+            name = sides.train_name  # unless it was fitted outside the pool
         new.fit_transform(
             record.scaler,
             domain=record.domain,
             keys=list(record.keys),
-            fit_to_split=_split_to_fit(new, record.fit_to_split, sides),
+            fit_to_split=name,
             merged_axes=record.merged_axes,
             targets=list(record.targets) or None,
             per=list(record.per) or None,
             unseen=record.unseen,
         )
-    return new
-
-
-def _split_to_fit(fs: FeatureSet, name: str | None, sides: Sides) -> str:
-    """Return the training split, unless the scaler was fitted outside the pool."""
-    is_other_split = name is not None and name in fs.available_splits and name not in sides.splits
-    if is_other_split and not np.isin(fs.get_split(name).valid_indices, sides.pool).any():
-        return str(name)
-    return sides.train_name
 
 
 # -- graph --------------------------------------------------------------------------------------
@@ -284,7 +288,10 @@ def _rebuild_graph(graph: ModelGraph, edits: Edits, *, refit: bool) -> None:
             nodes[-1].set_state(node.get_state())
         elif fittable:  # shapes come from the fit of this fold
             nodes[-1].reset_weights()
-        elif any(map(_is_object, nodes[-1].model._params().values())):
+        elif any(
+            not inspect.isclass(value) and backend_of(value) is not Backend.NONE
+            for value in nodes[-1].model._params().values()
+        ):
             objects.append(nodes[-1])
     optimizer = edits.of(GRAPH, graph).get("optimizer", graph.optimizer)
     ModelGraph(nodes, _rebuilt(optimizer, edits=edits), graph.label).build()
@@ -297,18 +304,16 @@ def _rebuild_graph(graph: ModelGraph, edits: Edits, *, refit: bool) -> None:
             adapter_for(node.backend).keep_fixed(node.model.module, new.model.module)
 
 
-def _is_object(value: Any) -> bool:
-    return not inspect.isclass(value) and backend_of(value) is not Backend.NONE
-
-
 # -- plan ---------------------------------------------------------------------------------------
 
 
 def _monitor_held_out_rows(new: Experiment, variant: Variant) -> None:
     """Make callbacks and schedules monitor the rows held out for stopping."""
     stops = {k: s.stop_name for k, s in variant.sides.items() if s.stop is not None}
-    vals = {k: s.val_name for k, s in variant.sides.items() if s.stop is not None}
-    prefix = f"{next(iter(stops.values()), '')}_"
+    vals = {k: variant.sides[k].val_name for k in stops}
+    if not stops:
+        return
+    prefix = f"{next(iter(stops.values()))}_"
     for phase in new.execution_plan.flatten():
         for name in monitors_of(phase, new.model_graph, checkpoints=True):
             monitor = name.removeprefix(prefix)  # schedules may have it from earlier phases
@@ -366,12 +371,3 @@ def _seed_samplers(
                 if sampler.seed is None:
                     sampler.seed = sampler.seed_ = derived_seed(seed, len(replaced))
             new_phase.input_sources[i] = replace(new_binding, sampler=sampler)
-
-
-def _separate_files(new: Experiment, label: str) -> None:
-    """Make each fold write to separate files."""
-    phases = new.execution_plan.flatten()
-    writers: list[Any] = [*new.exp_callbacks, *(c for p in phases for c in p.callbacks)]
-    writers += [getattr(owner, "checkpointing", None) for owner in (new, *phases)]
-    for writer in filter(None, writers):
-        writer.separate_files(label)

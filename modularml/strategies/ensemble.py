@@ -14,25 +14,19 @@ from modularml.errors import ConfigError, NotFittedError, UnknownNameError
 from modularml.experiment import Experiment, PhaseGroup
 from modularml.io.randomness import derived_seed
 from modularml.phases.phase import ExperimentPhase
-from modularml.results.intervals import Method
-from modularml.results.plots import ScoreTable
-from modularml.results.scores import Meaning, Metrics
-from modularml.results.scoring import Reduce
-from modularml.strategies.ensembles.files import EnsembleFiles, make_bootstraps
+from modularml.strategies.ensemble_files import EnsembleFiles
 from modularml.strategies.folds.cross_validation import checked_bindings
-from modularml.strategies.folds.cv_binding import (
-    CVBinding,
-    SelectionWarning,
+from modularml.strategies.folds.folds import CVBinding, make_bootstraps, make_folds
+from modularml.strategies.folds.held_out import (
     audit_variant,
+    check_scored_rows,
     learning_inputs,
-    selections,
-    warn_of_leaks,
-    warn_or_refuse,
+    logged_figures,
 )
-from modularml.strategies.folds.folds import logged_figures, make_folds
-from modularml.strategies.predictors.predictor import Predictor
-from modularml.strategies.variants.runs import VariantRuns, check_jobs, checked_experiment
-from modularml.strategies.variants.variant import Plan, Variant
+from modularml.strategies.member_predictions import Members
+from modularml.strategies.predictor import Predictor
+from modularml.strategies.variants.runs import VariantRuns
+from modularml.strategies.variants.variant import Variant, checked_experiment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +37,7 @@ HELD_OUT = {"folds": "held_out", "bootstrap": "out_of_bag"}
 """Names of the splits of rows that a member has not learned from, without bindings."""
 
 
-class Ensemble(Checked, EnsembleFiles):
+class Ensemble(Checked, EnsembleFiles, Predictor):
     """Train an experiment several times and combine the predictions.
 
     Each member is a separate experiment, as a fold of a `CrossValidation` is: with weights drawn
@@ -126,7 +120,6 @@ class Ensemble(Checked, EnsembleFiles):
     ) -> None:
         at_least(2, n=n)
         at_least(0, seed=seed)
-        check_jobs(n_jobs, timeout, "member")
         chosen = checked_experiment(experiment, phase)
         if vary == "seed" and bindings is not None:
             raise ConfigError(
@@ -143,9 +136,8 @@ class Ensemble(Checked, EnsembleFiles):
         self.seed, self.n_jobs, self.timeout, self.label = seed, n_jobs, timeout, label
         self.stacked = stacked
         self.failed_members: dict[str, Exception] = {}
-        options = {"n_jobs": n_jobs, "timeout": timeout, "stacked": stacked}
-        self._runs = VariantRuns(label, chosen, phase, "member", **options)  # type: ignore[arg-type]
-        self._predictor: Predictor | None = None
+        self._runs = VariantRuns(self, "member")
+        self._members: Members | None = None
 
     # -- members ------------------------------------------------------------------------------
 
@@ -169,13 +161,30 @@ class Ensemble(Checked, EnsembleFiles):
             return []
         if self.bindings is not None:
             return self.bindings
-        return [_default_binding(self.experiment, self._runs.plan, HELD_OUT[self.vary])]
+        # the only split that the plan learns from
+        learned = learning_inputs(self._runs.plan)
+        inputs = dict.fromkeys((s.upstream_ref.node_label, s.split) for _, s in learned)
+        if len(inputs) != 1 or next(iter(inputs))[1] is None:
+            read = [f"{split or 'all rows'!r} of {label!r}" for label, split in inputs]
+            raise ConfigError(
+                "bindings must be given unless the plan learns from one split; it learns from "
+                f"{read}. Pass bindings=CVBinding(...)"
+            )
+        ((label, split),) = inputs
+        fs: Any = self.experiment.ctx.get_node(label=label)
+        held_out = HELD_OUT[self.vary]
+        if held_out in fs.available_splits:
+            raise ConfigError(
+                f"{label!r} has a split {held_out!r}, which members would replace; pass bindings= "
+                "with another val_split_name"
+            )
+        return [CVBinding(fs, [split], train_split_name=split, val_split_name=held_out)]
 
     @property
     def members(self) -> dict[str, Experiment]:
         """Trained experiments by label: ``member_0``..., or ``fold_0``... ."""
         if self.experiment is None:
-            return self._trained.members
+            return dict(self._trained.of)
         done = self._runs.done
         return {v.label: done[v.label] for v in self.variants if v.label in done}
 
@@ -235,178 +244,44 @@ class Ensemble(Checked, EnsembleFiles):
         plan = self._runs.plan
         missing = self._runs.missing(self.variants)
         if missing and self.vary != "seed":
-            self._check_held_out(plan, missing[0])
-        self._check_folder(resume)
-        self._predictor = None
+            audit_variant(self.experiment, plan, missing[0])
+            check_scored_rows(
+                self.experiment,
+                plan,
+                self._bindings,
+                "These rows are held out by members, so intervals from them are too narrow; bind "
+                "only the training split, or give the held-out split another name with "
+                "val_split_name",
+            )
+        folder = self.experiment._checkpoint_dir
+        if folder is not None:
+            # checkpoints record rows and phases, but weights alone depend on the seed
+            note, facts = folder / f"{self.label}.json", {"vary": self.vary, "seed": self.seed}
+            text = json.dumps(facts)
+            if resume is not None and note.exists() and (found := note.read_text("utf-8")) != text:
+                raise ConfigError(
+                    f"{str(folder)!r} has checkpoints of an ensemble {self.label!r} with {found}, "
+                    f"and this has {text}; set another folder or label, or pass resume=None"
+                )
+            note.write_text(text, "utf-8")
+        self._members = None
         self.failed_members = self._runs.run(
             self.variants, show=show_progress, resume=resume, flags=flags
         )
         return self
 
-    def _check_folder(self, resume: str | None) -> None:
-        """Note in the checkpoint folder which seed its members have; refuse to mix two.
-
-        Checkpoints record rows and phases, but weights alone depend on the seed.
-        """
-        folder = self.experiment._checkpoint_dir
-        if folder is None:
-            return
-        note, facts = folder / f"{self.label}.json", {"vary": self.vary, "seed": self.seed}
-        text = json.dumps(facts)
-        if resume is not None and note.exists() and (found := note.read_text("utf-8")) != text:
-            raise ConfigError(
-                f"{str(folder)!r} has checkpoints of an ensemble {self.label!r} with {found}, and "
-                f"this has {text}; set another folder or label, or pass resume=None"
-            )
-        note.write_text(text, "utf-8")
-
-    def _check_held_out(self, plan: Plan, variant: Variant) -> None:
-        """Warn if members learn from held-out rows, or select an epoch by them."""
-        audit_variant(self.experiment, plan, variant)
-        warn_of_leaks(self.experiment, plan, self._bindings)
-        if selected := selections(self.experiment, plan, self._bindings):
-            message = (
-                f"{'; '.join(selected)}. These rows are held out by members, so intervals from "
-                "them are too narrow; bind only the training split, or give the held-out split "
-                "another name with val_split_name"
-            )
-            warn_or_refuse(self.experiment, message, SelectionWarning)
-
     # -- predictions --------------------------------------------------------------------------
 
     @property
-    def _trained(self) -> Predictor:
-        if self._predictor is None:
+    def _trained(self) -> Members:  # type: ignore[override]
+        if self._members is None:
             members = self.members
             if not members:
                 raise NotFittedError(f"ensemble {self.label!r} has no members; call run() first")
-            variants = {v.label: v for v in self.variants}
             sets = list(self.experiment.ctx.available_featuresets.values())
-            held_out = None if self.vary == "seed" else variants
-            self._predictor = Predictor(members, sets, held_out)
-        return self._predictor
-
-    def predict(
-        self,
-        data: Any,
-        *,
-        node: Any = None,
-        batch_size: int | None = None,
-        fmt: str = "pandas",
-        tags: bool = False,
-        decode: bool = False,
-        members: bool = False,
-        outputs: Meaning = "auto",
-        interval: float | None = None,
-        method: Method = "auto",
-        calibration: Any = None,
-        group_by: str | None = None,
-    ) -> Any:
-        """Return mean and spread of the members' predictions, in the targets' own units.
-
-        Parameters
-        ----------
-        data, node, batch_size, tags
-            See `ModelGraph.predict`. Several tables are passed as there.
-        fmt : str
-            In formats with named columns, a target ``y`` has the columns ``y``, the mean, and
-            ``y_std``, the standard deviation over members (denominator n - 1). Class scores have,
-            for each class ``c``, ``c``, the mean probability, ``c_std``, and ``c_votes``, the share
-            of members for which it is the most likely class. Array formats return the mean alone.
-        decode : bool
-            Whether classifiers return the class with the highest mean probability, and
-            ``y_votes``, the share of members that predict it. Classifiers whose outputs are labels
-            always return this, with the most frequent label.
-        members : bool
-            Whether the prediction of each member is returned too: ``y_member_0``... In array
-            formats, these alone, shape (n_members, n, ...).
-        outputs : {'auto', 'values', 'logits', 'probabilities'}
-            What outputs of classifiers are. Logits are converted to probabilities before they are
-            averaged; ``values`` are averaged as they are. ``auto``: probabilities if each row sums
-            to 1, else logits, of outputs that are compared with classes.
-        interval : float, optional
-            Share of targets that lie between two further columns, ``y_low`` and ``y_high``, such as
-            0.9. For several targets, it holds for each.
-        method : {'auto', 'split', 'cv+', 'quantiles'}
-            ``split``: by residuals of the mean on calibration rows. ``cv+``: by residuals of rows
-            that members have not learned from; with ``bootstrap``, this is the
-            jackknife+-after-bootstrap. ``quantiles``: the range of members, which ignores the noise
-            of targets unless it is adjusted to calibration rows. By default ``cv+``, or ``split``
-            for ``vary='seed'`` and if calibration rows are given. See `modularml.results`.
-        calibration : str, FeatureSetView, DataFrame or other rows, optional
-            Rows with targets that no member has learned from, or the name of their split; by
-            default ``"calibration"``.
-        group_by : str, optional
-            Column of `data` and of calibration rows: each group has separate bounds.
-
-        Raises
-        ------
-        NotFittedError
-            If no member is trained.
-        ConfigError
-            If there are too few calibration rows or members for the level, the outputs are classes
-            or ambiguous, or arguments do not fit together.
-        DataError
-            If a member has learned from calibration rows, or rows lack columns.
-
-        Warns
-        -----
-        UserWarning
-            If all members predict the same.
-        """
-        return self._trained.predict(
-            data,
-            node=node,
-            batch_size=batch_size,
-            fmt=fmt,
-            tags=tags,
-            decode=decode,
-            members=members,
-            outputs=outputs,
-            interval=interval,
-            method=method,
-            calibration=calibration,
-            group_by=group_by,
-        )
-
-    def evaluate(
-        self,
-        data: Any,
-        *,
-        metrics: Metrics | None = None,
-        group_by: str | None = None,
-        node: Any = None,
-        batch_size: int | None = None,
-        outputs: Meaning = "auto",
-        per: str | None = None,
-        reduce: Reduce = "mean",
-    ) -> ScoreTable:
-        """Score the mean prediction on rows with targets, in the targets' own units.
-
-        Parameters
-        ----------
-        data, metrics, group_by, node, batch_size, per, reduce
-            See `Experiment.evaluate`. Replicates are reduced after the mean over members.
-        outputs
-            See `predict`.
-
-        Returns
-        -------
-        ScoreTable
-            As `Experiment.evaluate` returns it, with its ``plot``.
-        """
-        audit = "warn" if self.experiment is None else self.experiment.audit
-        return self._trained.evaluate(
-            data,
-            metrics=metrics,
-            group_by=group_by,
-            node=node,
-            batch_size=batch_size,
-            outputs=outputs,
-            per=per,
-            reduce=reduce,
-            audit=audit,
-        )
+            held_out = None if self.vary == "seed" else {v.label: v for v in self.variants}
+            self._members = Members(members, sets, held_out, audit=self.experiment.audit)
+        return self._members
 
     def __len__(self) -> int:
         return len(self.members)
@@ -438,25 +313,6 @@ class Ensemble(Checked, EnsembleFiles):
     def _repr_html_(self) -> str:
         table = self.to_pandas().to_html(float_format="{:.5g}".format)
         return f"<b>{html.escape(repr(self))}</b>{table}"
-
-
-def _default_binding(experiment: Experiment, plan: Plan, held_out: str) -> CVBinding:
-    """Bind the only split that a plan learns from."""
-    inputs = dict.fromkeys((s.upstream_ref.node_label, s.split) for _, s in learning_inputs(plan))
-    if len(inputs) != 1 or next(iter(inputs))[1] is None:
-        read = [f"{split or 'all rows'!r} of {label!r}" for label, split in inputs]
-        raise ConfigError(
-            f"bindings must be given unless the plan learns from one split; it learns from {read}. "
-            "Pass bindings=CVBinding(...)"
-        )
-    ((label, split),) = inputs
-    fs: Any = experiment.ctx.get_node(label=label)
-    if held_out in fs.available_splits:
-        raise ConfigError(
-            f"{label!r} has a split {held_out!r}, which members would replace; pass bindings= with "
-            "another val_split_name"
-        )
-    return CVBinding(fs, [split], train_split_name=split, val_split_name=held_out)
 
 
 config_registry.register("Ensemble", Ensemble)

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from modularml._typing import Array, IntArray
-from modularml._warning import warn
+from modularml._typing import Array
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.errors import ConfigError, DataError
 from modularml.experiment import Experiment
 from modularml.experiment.calibration import known_targets
 from modularml.graph.predict import Prediction, predictions
-from modularml.results.intervals import in_columns, residuals_of
+from modularml.results.intervals import Bounds, in_columns, per_group, residuals_of
 from modularml.results.scores import Meaning, as_probabilities
-from modularml.strategies.variants.variant import Sides, Variant
+from modularml.strategies.variants.variant import Variant
 
-__all__ = [
-    "HeldOut",
-    "NodePredictions",
-    "held_out_residuals",
-    "of_member",
-    "predict_members",
-    "warn_if_equal",
-]
-
-Members = Mapping[str, Experiment]
+__all__ = ["HeldOut", "Members", "NodePredictions", "predict_members"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +69,24 @@ class NodePredictions:
             return np.full(self.stacked.shape[1:], np.nan)
         return np.asarray(self.stacked.std(axis=0, ddof=1, dtype=np.float64))
 
+    def bounds(
+        self,
+        bounds_of: Callable[[Any, Any], Bounds],
+        group_by: str | None,
+        known_groups: Mapping[str, Array],
+    ) -> Bounds:
+        """Return bounds in the shape of the mean: of all rows, or by values of a column.
+
+        `bounds_of` takes which rows, and which known rows, are meant.
+        """
+        shape = self.stacked.shape[1:]
+        if group_by is None:
+            low, high = bounds_of(slice(None), slice(None))
+        else:
+            groups = self.rows.by_row(group_by), known_groups[group_by]
+            low, high = per_group(*groups, bounds_of, self.flat.shape[1:])
+        return low.reshape(shape), high.reshape(shape)
+
     def member_labels(self) -> Array:
         """Return the most likely class of each member, shape (n_members, n, 1)."""
         stacked = self.stacked
@@ -120,7 +128,7 @@ def _most_likely(probabilities: Array) -> Array:
 
 
 def predict_members(
-    members: Members,
+    members: Mapping[str, Experiment],
     data: Any,
     originals: Sequence[FeatureSet],
     *,
@@ -155,7 +163,7 @@ def predict_members(
         graph = experiment.model_graph
         if graph is None:
             raise ConfigError(f"experiment {experiment.label!r} has no graph to predict with")
-        rows = of_member(data, experiment, originals)
+        rows = _of_member(data, experiment, originals)
         with experiment.ctx.activate():
             if audit and not first:
                 graph._warn_of_learned_rows(rows)
@@ -200,10 +208,10 @@ def _of_node(rows: Prediction, values: dict[str, Array], outputs: Meaning) -> No
     )
 
 
-def of_member(data: Any, experiment: Experiment, originals: Sequence[FeatureSet]) -> Any:
+def _of_member(data: Any, experiment: Experiment, originals: Sequence[FeatureSet]) -> Any:
     """Return rows of the original FeatureSets as rows of the member's copies."""
     if isinstance(data, Mapping):
-        return {key: of_member(value, experiment, originals) for key, value in data.items()}
+        return {key: _of_member(value, experiment, originals) for key, value in data.items()}
     if not isinstance(data, FeatureSet | FeatureSetView):
         return data
     view = data.to_view()
@@ -234,65 +242,97 @@ class HeldOut:
     groups: dict[str, Array]
 
 
-def held_out_residuals(
-    members: Members,
-    variants: Mapping[str, Variant],
-    *,
-    node: Any = None,
-    group_by: str | None = None,
-) -> dict[str, HeldOut]:
-    """Predict the rows that members have not learned from; return residuals by node label.
+@dataclass(frozen=True, eq=False)
+class Members:
+    """Trained experiments that predict together.
 
     Parameters
     ----------
-    members : mapping of str to Experiment
-    variants : mapping of str to Variant
-        With the rows of each member, by the same labels.
-    node
-        See `predict_members`.
-    group_by : str, optional
-        Column whose values are returned too.
+    of : dict of str to Experiment
+        By label, at least one.
+    originals : sequence of FeatureSet
+        FeatureSets that those of the members are copies of.
+    variants : mapping of str to Variant, optional
+        By label, if each member has rows that it has not learned from.
+    known : mapping of str to HeldOut, optional
+        Residuals of these rows by node label, if the rows are not here.
+    audit : {'off', 'warn', 'error'}
+        What happens if members are scored on rows that they have learned from.
     """
-    first = next(iter(members.values()))
-    sides = next(iter(variants.values())).sides
-    sets = {fs.label: fs for fs in first.ctx.available_featuresets.values()}
-    pools = {label: sets[label].take(side.pool) for label, side in sides.items()}
-    data = next(iter(pools.values())) if len(pools) == 1 else pools
-    results = {}
-    for predicted in predict_members(members, data, list(sets.values()), node=node):
-        label = predicted.rows.label
-        if predicted.kind != "values":
-            raise DataError(f"interval needs numeric targets, and {label!r} predicts classes")
-        where, rows = predicted.rows.source_rows
-        if where not in sides:
-            raise ConfigError(
-                f"rows of {where!r} have no CVBinding, so none are held out; pass one in bindings="
-            )
-        held_out = np.column_stack(
-            [_is_held_out(variants[name].sides[where], rows) for name in members]
-        )
-        known = held_out.any(axis=1)
-        with first.ctx.activate():
-            targets = known_targets(predicted.rows)[known]
-            groups = {} if group_by is None else {group_by: predicted.rows.by_row(group_by)[known]}
-        weights = (held_out / np.maximum(held_out.sum(axis=1, keepdims=True), 1))[known]
-        outputs = np.einsum("bnk,nb->nk", predicted.flat[:, known], weights)
-        shaped = outputs.reshape(len(outputs), *predicted.stacked.shape[2:])
-        residuals = in_columns(residuals_of(targets, shaped, label))
-        results[label] = HeldOut(residuals, held_out[known], groups)
-    return results
 
+    of: Mapping[str, Experiment]
+    originals: Sequence[FeatureSet] = ()
+    variants: Mapping[str, Variant] | None = None
+    known: Mapping[str, HeldOut] | None = None
+    audit: str = "warn"
+    _residuals: dict[Any, dict[str, HeldOut]] = field(default_factory=dict)
 
-def _is_held_out(sides: Sides, rows: IntArray) -> Array:
-    return np.isin(rows, sides.val)
+    @property
+    def first(self) -> Experiment:
+        """The first member."""
+        return next(iter(self.of.values()))
 
+    @property
+    def graph(self) -> Any:
+        """The graph of the first member."""
+        return self.first.model_graph
 
-def warn_if_equal(predicted: NodePredictions) -> None:
-    """Warn if all members predict the same, so that their spread says nothing."""
-    stacked = predicted.stacked
-    if len(stacked) > 1 and stacked.size and (stacked == stacked[0]).all():
-        warn(
-            f"all {len(stacked)} members predict the same with node {predicted.rows.label!r}, so "
-            "their spread says nothing; models without randomness, or with a fixed random_state, "
-            "need vary='bootstrap' or 'folds'"
-        )
+    def predict(self, data: Any, **options: Any) -> list[NodePredictions]:
+        """Predict rows with every member; see `predict_members`."""
+        return predict_members(self.of, data, self.originals, **options)
+
+    def rows_of(self, member: Experiment, data: Any) -> Any:
+        """Return rows of the original FeatureSets as rows of a member's copies."""
+        return _of_member(data, member, self.originals)
+
+    def held_out(self, node: Any = None, group_by: str | None = None) -> dict[str, HeldOut]:
+        """Return residuals of rows that some members have not learned from, by node label.
+
+        Parameters
+        ----------
+        node
+            See `predict_members`.
+        group_by : str, optional
+            Column whose values are returned too.
+        """
+        if self.known is not None:
+            for label, stored in self.known.items():
+                if group_by is not None and group_by not in stored.groups:
+                    raise ConfigError(
+                        f"the file holds residuals of node {label!r} without {group_by!r}; save it "
+                        f"with group_by={group_by!r}, or omit group_by"
+                    )
+            return dict(self.known)
+        key = getattr(node, "label", node), group_by
+        if key in self._residuals:
+            return self._residuals[key]
+        assert self.variants is not None
+        folds = [self.variants[label].sides for label in self.of]
+        sets = {fs.label: fs for fs in self.first.ctx.available_featuresets.values()}
+        pools = {label: sets[label].take(side.pool) for label, side in folds[0].items()}
+        data = next(iter(pools.values())) if len(pools) == 1 else pools
+        results = {}
+        for predicted in predict_members(self.of, data, list(sets.values()), node=node):
+            label = predicted.rows.label
+            if predicted.kind != "values":
+                raise DataError(f"interval needs numeric targets, and {label!r} predicts classes")
+            where, rows = predicted.rows.source_rows
+            if where not in pools:
+                raise ConfigError(
+                    f"rows of {where!r} have no CVBinding, so none are held out; pass one in "
+                    "bindings="
+                )
+            held_out = np.column_stack([np.isin(rows, sides[where].val) for sides in folds])
+            known = held_out.any(axis=1)
+            with self.first.ctx.activate():
+                targets = known_targets(predicted.rows)[known]
+                groups = {}
+                if group_by is not None:
+                    groups = {group_by: predicted.rows.by_row(group_by)[known]}
+            weights = (held_out / np.maximum(held_out.sum(axis=1, keepdims=True), 1))[known]
+            outputs = np.einsum("bnk,nb->nk", predicted.flat[:, known], weights)
+            shaped = outputs.reshape(len(outputs), *predicted.stacked.shape[2:])
+            residuals = in_columns(residuals_of(targets, shaped, label))
+            results[label] = HeldOut(residuals, held_out[known], groups)
+        self._residuals[key] = results
+        return results

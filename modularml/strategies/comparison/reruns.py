@@ -1,34 +1,39 @@
-"""Learning curves: scores of folds that are trained on growing shares of their rows."""
+"""Cross-validations that run again on other rows: learning curves and permutation tests."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
+from modularml._arguments import at_least
 from modularml._optional import require
-from modularml._typing import Array, IntArray
+from modularml._typing import Array, Columns, IntArray
+from modularml.data.collection import SampleCollection
 from modularml.data.schema import RAW
 from modularml.data.selectors import as_list, select_one
-from modularml.errors import ConfigError, ExecutionError, expect
+from modularml.errors import ConfigError, DataError, ExecutionError, expect
 from modularml.results.scores import axis_of_score, find_scores, name_of_score
+from modularml.results.scores import greater_is_better as direction_of
 from modularml.results.scoring import Reduce, check_reduce
 from modularml.splitters.base import key_list
 from modularml.splitters.dealing import factorise, stratify
 from modularml.strategies.folds.cross_validation import CrossValidation
-from modularml.strategies.folds.cv_binding import CVBinding
 from modularml.strategies.folds.cv_results import CVResults
-from modularml.strategies.folds.folds import held_out_scores
+from modularml.strategies.folds.folds import CVBinding
+from modularml.strategies.folds.held_out import held_out_scores
 from modularml.strategies.variants.variant import Variant
 from modularml.viz.curves import learning_curve as draw
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LearningCurve", "learning_curve"]
+__all__ = ["LearningCurve", "PermutationTest", "learning_curve", "permutation_test_score"]
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,12 @@ def learning_curve(
     check_reduce(reduce, per)
     name = name_of_score(metric)
     find_scores([metric])
-    wanted = _checked(shares)
+    wanted = list(shares)
+    is_number = all(isinstance(s, Real) and not isinstance(s, bool) for s in wanted)
+    if not is_number or len(wanted) < 2 or not all(0 < s <= 1 for s in wanted):
+        raise ConfigError(f"shares must be two or more numbers above 0 and up to 1, got {shares!r}")
+    if sorted(set(wanted)) != wanted:
+        raise ConfigError(f"shares must be ascending, and each once, got {shares!r}")
     if len(cv.bindings) != 1 or any(len(fold.sides) != 1 for fold in cv.folds):
         raise ConfigError(
             "a learning curve is of folds of one FeatureSet, as it is not known which rows of "
@@ -168,29 +178,21 @@ def learning_curve(
         raise ExecutionError(f"{label} of the learning curve failed: {error}") from error
     shape = (len(wanted), len(cv.folds))
     train, test = (
-        np.array([_score(results, fold, metric, part, per, reduce) for fold in folds])
+        np.array([_score_of_fold(results, fold, metric, part, per, reduce) for fold in folds])
         for part in ("train", "val")
     )
+    specs = binding.featureset.collection.schema.columns.values()
+    units = {s.unit or "" for s in specs if s.domain == "targets" and s.rep == RAW}
+    unit = axis_of_score(name, units.pop() if len(units) == 1 else "").partition(" (")
     return LearningCurve(
         metric=name,
-        label=_label(binding, name),
+        label=name + "".join(unit[1:]),
         counted=counted if binding.groups else "training rows",
         sizes=sizes.reshape(shape).mean(axis=1),
         train_scores=train.reshape(shape),
         test_scores=test.reshape(shape),
         n_rows=n_rows.reshape(shape),
     )
-
-
-def _checked(shares: Sequence[float]) -> list[float]:
-    """Return the shares; refuse those that are no ascending shares."""
-    wanted = list(shares)
-    is_number = all(isinstance(s, Real) and not isinstance(s, bool) for s in wanted)
-    if not is_number or len(wanted) < 2 or not all(0 < s <= 1 for s in wanted):
-        raise ConfigError(f"shares must be two or more numbers above 0 and up to 1, got {shares!r}")
-    if sorted(set(wanted)) != wanted:
-        raise ConfigError(f"shares must be ascending, and each once, got {shares!r}")
-    return wanted
 
 
 def _cut_folds(
@@ -242,7 +244,7 @@ def _order(
     return units, order
 
 
-def _score(
+def _score_of_fold(
     results: CVResults, fold: Variant, metric: Any, part: str, per: str | None, reduce: Reduce
 ) -> float:
     """Return the score of the held-out or trained rows of a fold."""
@@ -259,9 +261,172 @@ def _score(
     return values[0]
 
 
-def _label(binding: CVBinding, name: str) -> str:
-    """Return the label of the axis of scores, with the unit of the targets."""
-    specs = binding.featureset.collection.schema.columns.values()
-    units = {s.unit or "" for s in specs if s.domain == "targets" and s.rep == RAW}
-    unit = axis_of_score(name, units.pop() if len(units) == 1 else "").partition(" (")
-    return name + "".join(unit[1:])
+# -- permutation tests ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PermutationTest:
+    """A score, those of permuted targets, and the p-value.
+
+    Parameters
+    ----------
+    score : float
+        Mean over folds.
+    permutation_scores : ndarray of float64, shape (n_permutations,)
+        Means over folds with permuted targets.
+    p_value : float
+        Share of permutations, the unpermuted targets included, whose score is as good or better.
+    """
+
+    score: float
+    permutation_scores: Array = field(repr=False)
+    p_value: float
+
+
+def permutation_test_score(
+    cv: CrossValidation,
+    metric: str | Callable[..., float],
+    *,
+    n_permutations: int = 100,
+    groups: Columns = None,
+    seed: int = 0,
+    greater_is_better: bool | None = None,
+    **flags: Any,
+) -> PermutationTest:
+    """Test whether a cross-validated score may be due to chance.
+
+    The cross-validation is run again with permuted targets, including scalers, selection of
+    features and splits by strata, as often as `n_permutations`.
+
+    Parameters
+    ----------
+    cv : CrossValidation
+        Not changed. One of its FeatureSets has targets.
+    metric : str or callable
+        A score of the held-out rows; see `EvalResults.scores`.
+    n_permutations : int
+        At least 1.
+    groups : str or list of str, optional
+        Columns within whose values targets are permuted, if rows of one value are dependent.
+    seed : int
+        Seed of the permutations.
+    greater_is_better : bool, optional
+        Direction of a user-defined metric.
+    **flags
+        Passed to `CrossValidation.run`.
+
+    Returns
+    -------
+    PermutationTest
+
+    Raises
+    ------
+    ConfigError
+        If the direction of the metric is unknown, several nodes are scored, or not exactly one
+        FeatureSet has targets.
+    DataError
+        If the targets are padded.
+    ExecutionError
+        If a fold fails.
+
+    Notes
+    -----
+    ``p = (n_better + 1) / (n_permutations + 1)`` (Ojala & Garriga 2010, *Permutation tests for
+    studying classifier performance*, JMLR 11), with the permutations of
+    `sklearn.model_selection.permutation_test_score` for the same seed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import modularml as mml
+    >>> from modularml.models.torch import SequentialMLP
+    >>> experiment = mml.Experiment("demo", seed=0)
+    >>> a, b, noise = np.random.default_rng(0).normal(size=(3, 60)).astype("float32")
+    >>> rows = {"a": a, "b": b, "y": a + b + noise}
+    >>> fs = mml.FeatureSet.from_dict("rows", rows, ["a", "b"], "y")
+    >>> fs.split_random({"train": 0.8, "test": 0.2})
+    >>> net = mml.ModelNode("net", SequentialMLP(), fs)
+    >>> graph = mml.ModelGraph([net], mml.Optimizer("adam"))
+    >>> mse = mml.AppliedLoss(mml.Loss("mse"), on="net", inputs=["outputs", "targets"])
+    >>> phase = mml.TrainPhase.from_split(
+    ...     "train", split="train", sampler=mml.SimpleSampler(batch_size=16), losses=[mse]
+    ... )
+    >>> cv = mml.CrossValidation(
+    ...     bindings=mml.CVBinding("rows", "train"), n_folds=2, phase=phase, experiment=experiment
+    ... )
+    >>> test = mml.permutation_test_score(
+    ...     cv, "rmse", n_permutations=3, show_training_progress=False
+    ... )
+    >>> 0 < test.p_value <= 1
+    True
+    """
+    expect("cv", cv, CrossValidation, "a CrossValidation")
+    at_least(1, n_permutations=n_permutations)
+    known = direction_of(metric) if greater_is_better is None else greater_is_better
+    if known is None:
+        raise ConfigError(
+            f"it is unknown whether greater values of {name_of_score(metric)!r} are better; pass "
+            "greater_is_better="
+        )
+    bindings = [b for b in cv.bindings if b.featureset.get_target_keys()]
+    if len(bindings) != 1:
+        labels = [b.featureset.label for b in bindings]
+        raise ConfigError(f"one FeatureSet of the folds must have targets to permute, got {labels}")
+    fs, pool = bindings[0].featureset, bindings[0].pool().valid_indices
+    schema = fs.collection.schema
+    if padded := [key for key in schema.keys("targets") if key in schema.masks]:
+        raise DataError(f"targets {padded} are padded, so they cannot be permuted between rows")
+    codes = np.zeros(len(pool), dtype=np.int64)
+    if groups is not None:
+        names = [select_one(schema, key) for key in as_list(groups)]
+        codes = factorise(names, {n: fs.collection.numpy(n)[pool] for n in names}).codes
+    score, original = _score(cv, metric, flags), fs.collection
+    random, scores = np.random.RandomState(seed), []
+    with warnings.catch_warnings():  # those of the unpermuted targets were shown
+        warnings.simplefilter("ignore")
+        for _ in range(n_permutations):
+            rows = np.arange(len(original.table))
+            for code in np.unique(codes):
+                own = pool[codes == code]
+                rows[own] = random.permutation(own)
+            fs._collection = _with_rows_of_targets(original, rows)
+            try:
+                scores.append(_score(cv, metric, flags))
+            finally:
+                fs._collection = original
+    permuted = np.array(scores)
+    n_better = int((permuted >= score if known else permuted <= score).sum())
+    return PermutationTest(score, permuted, (n_better + 1) / (n_permutations + 1))
+
+
+def _with_rows_of_targets(collection: SampleCollection, rows: IntArray) -> SampleCollection:
+    """Return a collection whose raw targets are those of other rows; ids and features stay."""
+    names = [s.name for s in collection.schema.columns.values() if s.rep == RAW]
+    table = collection.take(np.arange(collection.n_samples), names)
+    for place, column in enumerate(table.schema):
+        if column.name.startswith("targets."):
+            values = collection.array(column.name).take(pa.array(rows))
+            table = table.set_column(place, column, values)
+    scaled = [n for n in collection.names if n not in names]
+    for name in scaled:  # fitted anew in each fold
+        values = collection.table.column(name)
+        table = table.append_column(collection.table.schema.field(name), values)
+    return SampleCollection(table, masks=collection.schema.masks)
+
+
+def _score(cv: CrossValidation, metric: Any, flags: dict[str, Any]) -> float:
+    """Run the folds anew and return the mean of a score over them."""
+    quiet = {"show_fold_progress": False, "show_training_progress": False, **flags}
+    results = cv.fresh().run(**quiet)
+    name = name_of_score(metric)
+    table = results.to_pandas(metrics=[metric])
+    columns = [column for column in map(str, table) if column.split(".")[-1] == name]
+    if len(columns) != 1:
+        raise ConfigError(f"one node must be scored by {name!r}, got {columns}")
+    values = table[columns[0]].to_numpy(dtype=np.float64)
+    if np.isnan(values).any():
+        raise ExecutionError(
+            f"{name!r} is undefined in {int(np.isnan(values).sum())} of {len(values)} folds, as "
+            "they failed or lack rows"
+        )
+    return float(values.mean())
