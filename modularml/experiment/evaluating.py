@@ -134,7 +134,18 @@ def score_table(
         if unscale:
             check_units(prediction)
             drawn[prediction.label] = compared_rows(prediction, outputs)
-        lines = _scored(prediction, scores, groups, group_by, drawn, samples)
+        rows = drawn.get(prediction.label)
+        lines = score_groups(
+            scores,
+            prediction.compared_values(raw=False) if rows is None else rows.true,
+            prediction.values(unscale=False) if rows is None else rows.out,
+            mask=prediction.compared_mask() if rows is None else rows.mask,
+            groups=groups,
+            group_by=group_by,
+            who="data",
+            prepared=partial(_prepared, prediction.node, prediction.compared, rows is not None),
+            replicates=samples,
+        )
         on = {"node": prediction.label} if len(scored) > 1 else {}
         table += [{**on, **line} for line in _wide(lines, has_groups=group_by is not None)]
     frame: pd.DataFrame = require("pandas").DataFrame(table)
@@ -176,28 +187,6 @@ def check_units(prediction: Prediction) -> None:
             f"scaled targets {names}; name the target, ModelNode(..., targets=), or pass "
             "unscale=False"
         )
-
-
-def _scored(
-    prediction: Prediction,
-    scores: Mapping[str, Any],
-    groups: Array | None,
-    group_by: str | None,
-    drawn: Mapping[str, ComparedRows],
-    replicates: Replicates | None,
-) -> list[ScoredGroup]:
-    rows = drawn.get(prediction.label)
-    return score_groups(
-        scores,
-        prediction.compared_values(raw=False) if rows is None else rows.true,
-        prediction.values(unscale=False) if rows is None else rows.out,
-        mask=prediction.compared_mask() if rows is None else rows.mask,
-        groups=groups,
-        group_by=group_by,
-        who="data",
-        prepared=partial(_prepared, prediction.node, prediction.compared, rows is not None),
-        replicates=replicates,
-    )
 
 
 def _prepared(node: Any, flow: Any, unscale: bool, true: Array, out: Array) -> Array:
@@ -264,16 +253,12 @@ def _learned_message(graph: ModelGraph, data: Any, label: str, reader: RowReader
     if isinstance(rows, FeatureSet):
         rows = rows.to_view()
     if isinstance(rows, FeatureSetView):
-        if _is_split(rows):
+        split = rows.source.splits.get(str(rows.label))
+        if split is not None and np.array_equal(split.valid_indices, rows.valid_indices):
             return graph.taken_for_unseen(rows.source, str(rows.label))
         return graph.learned_among(rows)
     new = _as_featureset(graph, label, reader)
     return "" if new is None else graph.learned_among(new.to_view(), "data")
-
-
-def _is_split(view: FeatureSetView) -> bool:
-    split = view.source.splits.get(str(view.label))
-    return split is not None and np.array_equal(split.valid_indices, view.valid_indices)
 
 
 def _as_featureset(graph: ModelGraph, label: str, reader: RowReader) -> FeatureSet | None:

@@ -56,20 +56,25 @@ def config_hash(
         "optimizer": None if graph is None else _plain(graph.optimizer),
         "seed": experiment.seed,
         "splits": {
-            fs.label: {name: _digest(view.indices) for name, view in fs.splits.items()}
+            fs.label: {
+                name: hashlib.sha256(
+                    np.ascontiguousarray(view.indices, dtype=np.int64).tobytes()
+                ).hexdigest()
+                for name, view in fs.splits.items()
+            }
             for fs in ctx.available_featuresets.values()
         },
     }
     text = json.dumps(with_labels(tree, labels), sort_keys=True, default=str)
     for node_id, label in labels.items():
         text = text.replace(node_id, label)
-    text = _without_modules(text) if optional is None else _with_former_modules(text)
+    # without the modules of this package, as classes may move
+    text = (
+        re.sub(r'"modularml(\.\w+)+:', '"modularml:', text)
+        if optional is None
+        else _with_former_modules(text)
+    )
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _without_modules(text: str) -> str:
-    """Return JSON without the modules of this package's classes, which may move."""
-    return re.sub(r'"modularml(\.\w+)+:', '"modularml:', text)
 
 
 def _with_former_modules(text: str) -> str:
@@ -354,10 +359,6 @@ _NOT_HASHED = {"checkpointing", "backend"}  # the backend of an optimizer is fil
 
 def _class_of(value: Any) -> str:
     return f"{type(value).__module__}:{type(value).__qualname__}"
-
-
-def _digest(rows: Any) -> str:
-    return hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64).tobytes()).hexdigest()
 
 
 Plan = PhaseGroup | ExperimentPhase

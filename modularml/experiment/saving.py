@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +31,7 @@ from modularml.graph.files import (
     file_state,
     graph_from,
     set_file_state,
+    warn_of_stored_rows,
 )
 from modularml.graph.model_graph import ModelGraph
 from modularml.io import inspect, limits
@@ -41,7 +41,7 @@ from modularml.io.randomness import random_states, set_random_states
 from modularml.phases.group import PhaseGroup
 from modularml.phases.unavailable import absent_classes, callback_from, plan_from
 
-__all__ = ["ExperimentFiles", "warn_of_stored_rows"]
+__all__ = ["ExperimentFiles"]
 
 _SUFFIX = ".ckpt.mml"
 _OPTIONS = ("audit", "seed", "deterministic", "results_config")
@@ -108,7 +108,14 @@ class ExperimentFiles(ContextYaml):
             check_ties(graph)
         if not rows and graph is not None:
             warn_of_stored_rows(graph)
-        state = partial(self._file_state, rows, rows if results is None else results)
+
+        def state() -> dict[str, Any]:
+            pack = packed if rows else packed_without_rows
+            sets = self._ctx.available_featuresets.values()
+            featuresets = {fs.label: pack(fs.get_state()) for fs in sets}
+            whole = rows if results is None else results
+            return {"featuresets": featuresets, **self._learned_state(whole)}
+
         return self._write(filepath, "exp", config, state, overwrite, package_code)
 
     def attach(self, *sets: FeatureSet) -> None:
@@ -159,7 +166,30 @@ class ExperimentFiles(ContextYaml):
         contents.use_ids(contents.ids)
         with contents.building(), ctx.beside(overwrite=overwrite) as beside:
             policy = RegistrationPolicy.from_value(contents.config["registration_policy"])
-            new: Self = _built(cls, contents, beside)
+            config, state = contents.config, contents.state()
+            for label, data in state["featuresets"].items():
+                rows = unpacked(data)
+                fs = FeatureSet(label, rows["collection"], node_id=contents.ids.get(label))
+                fs.set_state(rows)
+            if config["model_graph"] is not None:
+                graph = graph_from(ModelGraph, config["model_graph"]["params"], contents.ids)
+                set_file_state(graph, state["model_graph"])
+            callbacks = [callback_from(c, contents) for c in config["callbacks"]]
+            options = {name: decode(config[name]) for name in _OPTIONS if name in config}
+            make: Any = cls
+            new: Self = make(
+                config["label"], None, beside, decode(config["checkpointing"]), callbacks, **options
+            )
+            names = state.get("plan_names")
+            parts = (
+                [names_of_phase for _, names_of_phase in names]
+                if names
+                else [range(len(names_of_phase)) for names_of_phase in state["plan"] or ()]
+            )
+            new._plan = plan_from(config["execution_plan"], contents, parts)
+            if state["plan"] is not None:
+                PlanState(new._plan).set(state["plan"], None, strict=True)  # matched by position
+            new._history = unpacked_history(state["history"])
             if checkpoint_dir is not None:
                 new.set_checkpoint_dir(checkpoint_dir)
         new._ctx.set_registration_policy(policy)
@@ -170,8 +200,6 @@ class ExperimentFiles(ContextYaml):
         """Describe the contents of a file of any kind without loading it."""
         facts: dict[str, Any] = inspect(filepath)
         return facts
-
-    # -- checkpoints --------------------------------------------------------------------------
 
     def set_checkpoint_dir(self, path: str | Path, *, create: bool = True) -> None:
         """Set the folder for checkpoints.
@@ -281,8 +309,12 @@ class ExperimentFiles(ContextYaml):
             contents.read_log()
         with self._ctx.activate(), contents.building():
             state: dict[str, Any] = contents.state()
-            names = state.get("plan_names")
-            other = self._other_rows(state["fingerprints"]) if whole else []
+            names, other = state.get("plan_names"), list[str]()
+            if whole:  # FeatureSets whose rows differ from those of the checkpoint
+                rows = self._fingerprints()
+                other = [
+                    label for label, x in state["fingerprints"].items() if rows.get(label) != x
+                ]
             if other and strict:
                 raise ConfigError(
                     f"the rows of {other} differ from those of the checkpoint; use the same data, "
@@ -323,7 +355,11 @@ class ExperimentFiles(ContextYaml):
         refer to rows by number.
         """
         segments = contents.log()
-        _add_files(state, segments)
+        # the files that checkpointings had written
+        files = read_files(segments)
+        for i, keeping in enumerate(state.get("run", {}).get("keeping", ())):
+            if keeping is not None and keeping["files"] is None:
+                keeping["files"] = files.get(i, [])
         if other:
             warn(
                 "strict=False does not restore the history of the checkpoint: its results refer "
@@ -336,8 +372,6 @@ class ExperimentFiles(ContextYaml):
             return unpacked_history(state["history"]), []
         history, layouts, state["random"] = read_history(segments)
         return history, layouts
-
-    # -- within -------------------------------------------------------------------------------
 
     def _write(
         self,
@@ -378,7 +412,11 @@ class ExperimentFiles(ContextYaml):
             files = [keeping and keeping["files"] for keeping in run["keeping"]]
             keeping = [own and {**own, "files": None} for own in run["keeping"]]
             run = {**run, "keeping": keeping}
-        state = self._checkpoint_state(run, alone=log is None)
+        state = {"fingerprints": self._fingerprints(), **self._learned_state(history=log is None)}
+        if log is None:
+            state["random"] = random_states()
+        if run is not None:
+            state["run"] = run
 
         def config() -> dict[str, Any]:  # called after the state has been packed
             config_data: dict[str, Any] = {"label": self.label, "meta": dict(meta or {})}
@@ -416,22 +454,6 @@ class ExperimentFiles(ContextYaml):
             logs[folder] = log
         return written
 
-    def _file_state(self, rows: bool = True, results: bool = True) -> dict[str, Any]:
-        pack = packed if rows else packed_without_rows
-        sets = self._ctx.available_featuresets.values()
-        return {
-            "featuresets": {fs.label: pack(fs.get_state()) for fs in sets},
-            **self._learned_state(results),
-        }
-
-    def _checkpoint_state(
-        self, run: Mapping[str, Any] | None = None, *, alone: bool = True
-    ) -> dict[str, Any]:
-        state = {"fingerprints": self._fingerprints(), **self._learned_state(history=alone)}
-        if alone:
-            state["random"] = random_states()
-        return state if run is None else {**state, "run": run}
-
     def _learned_state(self, results: bool = True, *, history: bool = True) -> dict[str, Any]:
         graph = self._ctx.model_graph
         with self._ctx.activate():
@@ -445,68 +467,3 @@ class ExperimentFiles(ContextYaml):
     def _fingerprints(self) -> dict[str, str]:
         sets = self._ctx.available_featuresets.values()
         return {fs.label: fs.collection.fingerprint for fs in sets}
-
-    def _other_rows(self, fingerprints: Mapping[str, str]) -> list[str]:
-        """Return the labels of FeatureSets whose fingerprints differ from these."""
-        current = self._fingerprints()
-        return [label for label, print_ in fingerprints.items() if current.get(label) != print_]
-
-
-def _add_files(state: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> None:
-    """Add the files that checkpointings had written to the state of a run."""
-    files = read_files(segments)
-    for i, keeping in enumerate(state.get("run", {}).get("keeping", ())):
-        if keeping is not None and keeping["files"] is None:
-            keeping["files"] = files.get(i, [])
-
-
-def warn_of_stored_rows(graph: ModelGraph) -> None:
-    """Warn of estimators that store training rows, before a file without rows is written."""
-    if nodes := _with_rows(graph):
-        warn(
-            f"the estimators of {nodes} predict with stored training rows, which are "
-            "therefore in the file; use another kind of estimator to share no rows"
-        )
-
-
-def _with_rows(graph: ModelGraph) -> list[str]:
-    """Return the labels of nodes whose estimators store training rows."""
-    models = {n.label: getattr(n, "model", None) for n in graph.nodes.values()}
-    inner = {label: getattr(model, "inner", None) for label, model in models.items()}
-    return [
-        label
-        for label, estimator in inner.items()
-        if any(hasattr(estimator, a) for a in _ROW_ATTRIBUTES)
-    ]
-
-
-_ROW_ATTRIBUTES = ("_fit_X", "X_train_", "X_fit_", "support_vectors_", "X_thresholds_")
-"""Fitted attributes of scikit-learn estimators that store training rows."""
-
-
-def _built(cls: Any, contents: Contents, ctx: ExperimentContext) -> Any:
-    """Create an experiment with all its parts in a fresh, active context."""
-    config, state = contents.config, contents.state()
-    for label, data in state["featuresets"].items():
-        rows = unpacked(data)
-        fs = FeatureSet(label, rows["collection"], node_id=contents.ids.get(label))
-        fs.set_state(rows)
-    if config["model_graph"] is not None:
-        graph = graph_from(ModelGraph, config["model_graph"]["params"], contents.ids)
-        set_file_state(graph, state["model_graph"])
-    callbacks = [callback_from(c, contents) for c in config["callbacks"]]
-    options = {name: decode(config[name]) for name in _OPTIONS if name in config}
-    experiment = cls(
-        config["label"], None, ctx, decode(config["checkpointing"]), callbacks, **options
-    )
-    names = state.get("plan_names")
-    parts = (
-        [names_of_phase for _, names_of_phase in names]
-        if names
-        else [range(len(names_of_phase)) for names_of_phase in state["plan"] or ()]
-    )
-    experiment._plan = plan_from(config["execution_plan"], contents, parts)
-    if state["plan"] is not None:
-        PlanState(experiment._plan).set(state["plan"], None, strict=True)  # matched by position
-    experiment._history = unpacked_history(state["history"])
-    return experiment

@@ -39,6 +39,7 @@ __all__ = [
     "set_file_state",
     "use_ids",
     "use_sets",
+    "warn_of_stored_rows",
     "write_graph",
 ]
 
@@ -208,3 +209,22 @@ def graph_from(cls: Any, config: Mapping[str, Any], ids: Mapping[str, str]) -> A
         node_id = ids.get(params["label"])
         nodes.append(decode({**tree, "params": {**params, "node_id": node_id}}))
     return cls(nodes, decode(config["optimizer"]), config["label"])
+
+
+def warn_of_stored_rows(graph: Any) -> None:
+    """Warn of estimators that store training rows, before a file without rows is written."""
+    models = {n.label: getattr(n, "model", None) for n in graph.nodes.values()}
+    inner = {label: getattr(model, "inner", None) for label, model in models.items()}
+    if nodes := [
+        label
+        for label, estimator in inner.items()
+        if any(hasattr(estimator, a) for a in _ROW_ATTRIBUTES)
+    ]:
+        warn(
+            f"the estimators of {nodes} predict with stored training rows, which are "
+            "therefore in the file; use another kind of estimator to share no rows"
+        )
+
+
+_ROW_ATTRIBUTES = ("_fit_X", "X_train_", "X_fit_", "support_vectors_", "X_thresholds_")
+"""Fitted attributes of scikit-learn estimators that store training rows."""

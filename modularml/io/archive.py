@@ -131,7 +131,10 @@ def _checked_views(
 ) -> tuple[dict[str, list[memoryview]], int]:
     """Return views of the bytes of each member, and their total size."""
     check_members(members, path)
-    views = {name: _views(data) for name, data in members.items()}
+    views = {
+        name: [memoryview(part).cast("B") for part in (data if isinstance(data, list) else [data])]
+        for name, data in members.items()
+    }
     sizes = {name: sum(map(len, parts)) for name, parts in views.items()}
     for name, size in sizes.items():
         if name.endswith(".json") and size > limits.MAX_JSON:
@@ -139,10 +142,6 @@ def _checked_views(
     if len(views) >= limits.MAX_MEMBERS or sum(sizes.values()) > limits.MAX_FILE - 2**22:
         raise MMLError(limits.TOO_LARGE, path, "", "more than 4 GiB or 4,096 members", _PARTS)
     return views, sum(sizes.values())
-
-
-def _views(data: Any) -> list[memoryview]:
-    return [memoryview(part).cast("B") for part in (data if isinstance(data, list) else [data])]
 
 
 def _parts(

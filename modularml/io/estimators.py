@@ -235,7 +235,17 @@ class Reader:
 
     def take(self, estimator: Any, state: dict[str, Any]) -> None:
         """Check and restore the fitted state of an estimator."""
-        self._set(estimator, state)
+        cls = type(estimator)
+        keeps = cls.__module__.startswith(OWNERS)  # others may change their arguments
+        given = {n: getattr(estimator, n, None) for n in parameters(cls)} if keeps else {}
+        for name, value in state.items():
+            revived, own = self.revived(value), getattr(cls, name, None)
+            if not name.isidentifier() or name.startswith("__") or inspect.isroutine(own):
+                raise ConfigError(f"{name!r:.60} is not a fitted attribute")
+            if name in given and not _alike(revived, given[name]):
+                raise ConfigError(f"{name!r:.60} differs in form from the estimator's argument")
+            if not isinstance(own, property) and name not in MADE_AGAIN:
+                setattr(estimator, name, revived)
         check_attributes(estimator, parameters(type(estimator)))
         try:
             check_estimator(estimator)
@@ -253,19 +263,6 @@ class Reader:
             estimator._fill_dtype = estimator._fit_dtype
         if isinstance(state.get("root_"), dict) and "$birch" in state["root_"]:
             estimator.dummy_leaf_ = first_leaf(estimator.root_)
-
-    def _set(self, target: Any, state: dict[str, Any]) -> None:
-        cls = type(target)
-        keeps = cls.__module__.startswith(OWNERS)  # others may change their arguments
-        given = {n: getattr(target, n, None) for n in parameters(cls)} if keeps else {}
-        for name, value in state.items():
-            revived, own = self.revived(value), getattr(cls, name, None)
-            if not name.isidentifier() or name.startswith("__") or inspect.isroutine(own):
-                raise ConfigError(f"{name!r:.60} is not a fitted attribute")
-            if name in given and not _alike(revived, given[name]):
-                raise ConfigError(f"{name!r:.60} differs in form from the estimator's argument")
-            if not isinstance(own, property) and name not in MADE_AGAIN:
-                setattr(target, name, revived)
 
     def revived(self, value: Any) -> Any:
         """Return the value represented by plain data."""

@@ -65,7 +65,27 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "members": {name: m["size"] for name, m in manifest["members"].items()},
     }
     try:
-        return {**facts, **_of_config(config, state, archive)}
+        params = config["params"]
+        graph = params if config["type"] == "ModelGraph" else (params.get("model_graph") or {})
+        nodes = graph.get("params", graph).get("nodes", [])
+        sets = {"featuresets": {}, **(state if isinstance(state, dict) else {})}["featuresets"]
+        if config["type"] == "FeatureSet":
+            sets = {params["label"]: state}
+        runs = state.get("history", []) if isinstance(state, dict) else []
+        segment = Segment.from_json(params.get("log"), archive.path)
+        with suppress(MMLNotFoundError):  # a checkpoint without its log file
+            runs = runs or merged_runs(map(_segment, read_log(segment, archive.path)))
+        return {
+            **facts,
+            "type": config["type"],
+            "config": params,
+            "log": None if segment is None else segment.file,
+            "label": params.get("label"),
+            "meta": params.get("meta"),
+            "nodes": {n["params"]["label"]: _node_type(n) for n in nodes},
+            "featuresets": {label: _of_set(data, archive) for label, data in sets.items()},
+            "runs": [_of_run(run, archive) for run in runs],
+        }
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         problem = f"deviates from the format: {type(error).__name__} {error}"[:200]
         raise MMLError(limits.MISFIT, archive.path, "state.json", problem) from None
@@ -123,29 +143,6 @@ def _branches(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
 def _lines_of_run(run: dict[str, Any]) -> list[str]:
     metrics = [f"{name}: {value:.6g}" for name, value in run["metrics"].items()]
     return [f"{run['label']}: {run['status']}, {', '.join(run['phases'])}", *metrics]
-
-
-def _of_config(config: Any, state: Any, archive: Archive) -> dict[str, Any]:
-    params = config["params"]
-    graph = params if config["type"] == "ModelGraph" else (params.get("model_graph") or {})
-    nodes = graph.get("params", graph).get("nodes", [])
-    sets = {"featuresets": {}, **(state if isinstance(state, dict) else {})}["featuresets"]
-    if config["type"] == "FeatureSet":
-        sets = {params["label"]: state}
-    runs = state.get("history", []) if isinstance(state, dict) else []
-    segment = Segment.from_json(params.get("log"), archive.path)
-    with suppress(MMLNotFoundError):  # a checkpoint without its log file
-        runs = runs or merged_runs(map(_segment, read_log(segment, archive.path)))
-    return {
-        "type": config["type"],
-        "config": params,
-        "log": None if segment is None else segment.file,
-        "label": params.get("label"),
-        "meta": params.get("meta"),
-        "nodes": {n["params"]["label"]: _node_type(n) for n in nodes},
-        "featuresets": {label: _of_set(data, archive) for label, data in sets.items()},
-        "runs": [_of_run(run, archive) for run in runs],
-    }
 
 
 def _segment(archive: Archive) -> dict[str, Any]:

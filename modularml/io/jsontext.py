@@ -93,7 +93,20 @@ def load_json(data: bytes, path: object, member: str) -> Any:
     except (ValueError, RecursionError) as error:
         reason = "too deep" if isinstance(error, RecursionError) else str(error)
         raise MMLError(limits.DAMAGED, path, member, f"not the JSON we write: {reason}") from None
-    if _depth(tree) > limits.MAX_JSON_DEPTH:
+    depth, level = 0, [tree]
+    while level:
+        inner: list[Any] = []
+        nested = False
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+            else:
+                continue
+            nested = True
+        depth, level = depth + nested, inner
+    if depth > limits.MAX_JSON_DEPTH:
         raise MMLError(limits.TOO_LARGE, path, member, "JSON of more than 64 levels", _LIMIT)
     return tree
 
@@ -130,23 +143,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text[:20]} is not a number that we write")
     return value
-
-
-def _depth(tree: Any) -> int:
-    depth, level = 0, [tree]
-    while level:
-        inner: list[Any] = []
-        nested = False
-        for item in level:
-            if isinstance(item, dict):
-                inner.extend(item.values())
-            elif isinstance(item, list):
-                inner.extend(item)
-            else:
-                continue
-            nested = True
-        depth, level = depth + nested, inner
-    return depth
 
 
 def _wrapped(tree: Any) -> Any:

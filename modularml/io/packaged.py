@@ -44,7 +44,18 @@ def sources_of(classes: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dic
     for name in (entry["name"].partition(":")[0] for entry in classes):
         if name not in by_module:
             by_module[name] = f"{_FOLDER}{member_stem(name.rpartition('.')[2], taken)}.py"
-            members[by_module[name]] = _source(name)
+            try:
+                text = inspect.getsource(sys.modules[name])
+            except (OSError, TypeError, KeyError):
+                hint = "Define the class in a .py file and import it"
+                problem = f"the source of module {name!r} cannot be read"
+                raise MMLError(limits.NO_CODE, "", "", problem, hint) from None
+            data = (_definitions(text) if name == "__main__" else text).encode()
+            if len(data) > MAX_CODE:
+                raise MMLError(
+                    limits.TOO_LARGE, "", name, "more than 1 MiB of code", "Split the module"
+                )
+            members[by_module[name]] = data
     entries = [{**e, "code": by_module[e["name"].partition(":")[0]]} for e in classes]
     return entries, members
 
@@ -76,7 +87,15 @@ def inspect_packaged_code(path: str | Path) -> dict[str, str]:
         if isinstance(entry, dict) and "code" in entry:
             name = str(entry.get("name")).rpartition(":")[2]
             member = str(entry["code"])
-            sources[f"{member}:{name}"] = _part_of(_text(archive, member), name)
+            # the source of the definition, or the whole text without such a definition
+            text = _text(archive, member)
+            body: Mapping[str, Any] = {}
+            with contextlib.suppress(SyntaxError, ValueError, RecursionError):
+                body = {getattr(node, "name", ""): node for node in ast.parse(text).body}
+            node = body.get(name.split(".")[0])
+            sources[f"{member}:{name}"] = (
+                (ast.get_source_segment(text, node) or text) if node is not None else text
+            )
     return sources
 
 
@@ -146,19 +165,6 @@ def _run(text: str, sha: str, path: Path, member: str) -> ModuleType:
     return module
 
 
-def _source(name: str) -> bytes:
-    try:
-        text = inspect.getsource(sys.modules[name])
-    except (OSError, TypeError, KeyError):
-        hint = "Define the class in a .py file and import it"
-        problem = f"the source of module {name!r} cannot be read"
-        raise MMLError(limits.NO_CODE, "", "", problem, hint) from None
-    data = (_definitions(text) if name == "__main__" else text).encode()
-    if len(data) > MAX_CODE:
-        raise MMLError(limits.TOO_LARGE, "", name, "more than 1 MiB of code", "Split the module")
-    return data
-
-
 def _definitions(text: str) -> str:
     tree = ast.parse(text)
     definitions = [node for node in tree.body if isinstance(node, _DEFINES) or _is_constant(node)]
@@ -176,12 +182,3 @@ def _is_constant(node: ast.stmt) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _part_of(text: str, name: str) -> str:
-    """Return the source of a definition, or the whole text without such a definition."""
-    body: Mapping[str, Any] = {}
-    with contextlib.suppress(SyntaxError, ValueError, RecursionError):
-        body = {getattr(node, "name", ""): node for node in ast.parse(text).body}
-    node = body.get(name.split(".")[0])
-    return (ast.get_source_segment(text, node) or text) if node is not None else text

@@ -114,7 +114,18 @@ def deterministic() -> Iterator[None]:
         return
     with _MODES_LOCK:
         if not _modes:  # runs side by side begin and end in any order; the last restores
-            _modes.append(_set_deterministic(torch))
+            # set torch's deterministic modes and return those before
+            cudnn = torch.backends.cudnn
+            before = (
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+                (cudnn.deterministic, cudnn.benchmark),
+                os.environ.get(_CUBLAS),
+            )
+            os.environ.setdefault(_CUBLAS, ":4096:8")  # required by cuBLAS to be deterministic
+            torch.use_deterministic_algorithms(True)
+            cudnn.deterministic, cudnn.benchmark = True, False
+            _modes.append(before)
         _modes.append(None)
     try:
         yield
@@ -128,21 +139,6 @@ def deterministic() -> Iterator[None]:
 _MODES_LOCK = threading.Lock()
 _modes: list[Any] = []
 """What to restore, and an entry for each block that is in `deterministic`."""
-
-
-def _set_deterministic(torch: Any) -> Any:
-    """Set torch's deterministic modes and return those before."""
-    cudnn = torch.backends.cudnn
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        (cudnn.deterministic, cudnn.benchmark),
-        os.environ.get(_CUBLAS),
-    )
-    os.environ.setdefault(_CUBLAS, ":4096:8")  # required by cuBLAS to be deterministic
-    torch.use_deterministic_algorithms(True)
-    cudnn.deterministic, cudnn.benchmark = True, False
-    return before
 
 
 def _restore_modes(torch: Any, before: Any) -> None:

@@ -148,7 +148,22 @@ def load_table(data: memoryview, path: Path, member: str) -> pa.Table:
         if reader.num_record_batches > 1:
             raise ValueError("more than one batch")
         for field in reader.schema:
-            _check_field(field)
+            kind, depth = field.type, 0
+            while pa.types.is_fixed_size_list(kind):
+                kind, depth = kind.value_type, depth + 1
+            foreign = (field.metadata or {}).keys() - {
+                b"modularml"
+            }  # kind, unit and names of elements
+            if depth > limits.MAX_NESTING or isinstance(kind, pa.BaseExtensionType) or foreign:
+                raise ValueError(f"column {field.name!r:.60} is of a type that we never write")
+            plain = (
+                pa.types.is_primitive(kind)
+                or pa.types.is_string(kind)
+                or pa.types.is_binary(kind)
+                or pa.types.is_fixed_size_binary(kind)
+            )
+            if not plain:
+                raise ValueError(f"column {field.name!r:.60} is {kind!s:.60}, which we never write")
         table = reader.read_all()
         table.validate(full=True)
     except (pa.ArrowException, ValueError, TypeError, IndexError, OverflowError, OSError) as error:
@@ -172,23 +187,6 @@ def load_members(
 
 
 _OPTIONS = pa.ipc.IpcReadOptions(ensure_native_endian=False, use_threads=False)
-
-
-def _check_field(field: pa.Field) -> None:
-    kind, depth = field.type, 0
-    while pa.types.is_fixed_size_list(kind):
-        kind, depth = kind.value_type, depth + 1
-    foreign = (field.metadata or {}).keys() - {b"modularml"}  # kind, unit and names of elements
-    if depth > limits.MAX_NESTING or isinstance(kind, pa.BaseExtensionType) or foreign:
-        raise ValueError(f"column {field.name!r:.60} is of a type that we never write")
-    plain = (
-        pa.types.is_primitive(kind)
-        or pa.types.is_string(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )
-    if not plain:
-        raise ValueError(f"column {field.name!r:.60} is {kind!s:.60}, which we never write")
 
 
 _MAGIC = b"ARROW1"

@@ -168,7 +168,10 @@ def _trees(a: Any, b: Any, path: tuple[str, ...]) -> Iterator[str]:
             yield from _trees(a.get(key, _ABSENT), b.get(key, _ABSENT), inner)
     elif isinstance(a, list) and isinstance(b, list):
         for i, (item, other) in enumerate(zip_longest(a, b, fillvalue=_ABSENT)):
-            yield from _trees(item, other, (*path, _name_of(item, i)))
+            # return the label of an item of a list, or its index
+            params = item.get("params", item) if isinstance(item, dict) else {}
+            label = params.get("label") if isinstance(params, dict) else None
+            yield from _trees(item, other, (*path, str(label if isinstance(label, str) else i)))
     elif isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         if difference := _compared(a, b):
             yield f"{'.'.join(path)}: {difference}"
@@ -177,13 +180,6 @@ def _trees(a: Any, b: Any, path: tuple[str, ...]) -> Iterator[str]:
 
 
 _ABSENT = object()
-
-
-def _name_of(item: Any, place: int) -> str:
-    """Return the label of an item of a list, or its index."""
-    params = item.get("params", item) if isinstance(item, dict) else {}
-    label = params.get("label") if isinstance(params, dict) else None
-    return str(label if isinstance(label, str) else place)
 
 
 def _shown(value: Any) -> str:

@@ -14,13 +14,13 @@ from modularml.data import FeatureSet
 from modularml.data.packing import packed_without_rows, unpacked
 from modularml.errors import ConfigError, DataError
 from modularml.experiment import Experiment
-from modularml.experiment.saving import warn_of_stored_rows
 from modularml.graph.files import (
     check_ties,
     file_backends,
     file_state,
     graph_from,
     set_file_state,
+    warn_of_stored_rows,
 )
 from modularml.graph.model_graph import ModelGraph
 from modularml.io.artifact import Contents, read_artifact, write_artifact
