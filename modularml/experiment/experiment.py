@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from modularml._arguments import Checked, at_least
 from modularml._warning import warn
-from modularml.config import config_registry, decode, encode
+from modularml.config import config_registry
 from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.engine.callback import ExperimentCallback
 from modularml.engine.checkpointing import (
-    EXPERIMENT_SAVE_ON,
     Checkpointing,
-    check_checkpointing,
 )
 from modularml.engine.run_state import restored_on_exit
 from modularml.errors import ConfigError
@@ -30,7 +27,6 @@ from modularml.io.randomness import is_seeded, seed_all
 from modularml.loops.events import Event
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase, all_of
-from modularml.phases.train_eval import TrainPhase
 from modularml.results.group_results import PhaseGroupResults
 from modularml.results.recording import ResultsConfig, ResultsStorage
 
@@ -230,7 +226,7 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
                 "experiment.execution_plan.add_phase(phase), or run one with run_phase(phase)"
             )
         results: PhaseGroupResults = self._recorded(
-            self._run_plan, self._plan, kwargs, resume, strict
+            self._plan, kwargs, resume, strict, hook="experiment"
         )
         return results
 
@@ -257,8 +253,8 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
         -------
         TrainResults, EvalResults or other PhaseResults
         """
-        self._check(phase, ExperimentPhase)
-        return self._recorded(Runner.phase, phase, kwargs, resume, strict)
+        _check(phase, ExperimentPhase)
+        return self._recorded(phase, kwargs, resume, strict)
 
     def run_group(
         self,
@@ -269,15 +265,8 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
         **kwargs: Any,
     ) -> PhaseGroupResults:
         """Run a group of phases, in the plan or not; see `run_phase`."""
-        self._check(group, PhaseGroup)
-
-        def work(runner: Runner, group: PhaseGroup, into: PhaseGroupResults) -> PhaseGroupResults:
-            runner.notify("on_group_start", phase_group=group)
-            runner.items(group, into)
-            runner.notify("on_group_end", phase_group=group)
-            return into
-
-        results: PhaseGroupResults = self._recorded(work, group, kwargs, resume, strict)
+        _check(group, PhaseGroup)
+        results: PhaseGroupResults = self._recorded(group, kwargs, resume, strict)
         return results
 
     def stream(self, phase: ExperimentPhase, **kwargs: Any) -> Iterator[Event]:
@@ -303,7 +292,7 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
         --------
         ``pipe(experiment.stream(train), early_stop("val_loss", patience=10))``
         """
-        self._check(phase, ExperimentPhase)
+        _check(phase, ExperimentPhase)
         return stream_events(self, phase, {"show_training_progress": False, **kwargs})
 
     @property
@@ -316,12 +305,12 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
 
         Callbacks that write files (`CSVLogger`, yours with ``writes_files = True``) are skipped.
         """
-        self._check(phase, ExperimentPhase)
+        _check(phase, ExperimentPhase)
         return self._previewed([phase], kwargs, lambda runner: runner.phase(phase))
 
     def preview_group(self, group: PhaseGroup, **kwargs: Any) -> PhaseGroupResults:
         """Run a group and undo all its changes; the history is not changed."""
-        self._check(group, PhaseGroup)
+        _check(group, PhaseGroup)
         results: PhaseGroupResults = self._previewed(
             group.flatten(), kwargs, lambda runner: runner.group(group)
         )
@@ -330,118 +319,6 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
     def preview_run(self, **kwargs: Any) -> PhaseGroupResults:
         """Run the execution plan and undo all its changes."""
         return self.preview_group(self._plan, **kwargs)
-
-    # -- checkpointing ------------------------------------------------------------------------
-
-    @property
-    def checkpointing(self) -> Checkpointing | None:
-        """When the experiment's state is saved; None for never."""
-        return self._checkpointing
-
-    def set_checkpointing(self, checkpointing: Checkpointing | None) -> None:
-        """Attach or replace the experiment's checkpointing.
-
-        Raises
-        ------
-        ConfigError
-            If it names hooks or template fields that an experiment lacks.
-        """
-        if checkpointing is not None:
-            check_checkpointing(checkpointing)
-            if unknown := set(checkpointing.save_on) - EXPERIMENT_SAVE_ON:
-                raise ConfigError(
-                    f"save_on of an Experiment may hold {sorted(EXPERIMENT_SAVE_ON)}, got {unknown}"
-                )
-            Checkpointing.validate_placeholders(
-                checkpointing.name_template or "", frozenset({"label"}), "Experiment"
-            )
-        self._checkpointing = checkpointing
-
-    @contextmanager
-    def disable_checkpointing(self) -> Iterator[None]:
-        """Save no checkpoints within a ``with`` block, in phases neither."""
-        with self._without_checkpointing(self._plan.flatten()):
-            yield
-
-    @contextmanager
-    def _without_checkpointing(self, phases: Iterable[ExperimentPhase]) -> Iterator[None]:
-        checkpointing = self._checkpointing
-        saved = [(p, p.checkpointing) for p in phases if isinstance(p, TrainPhase)]
-        self._checkpointing = None
-        for phase, _ in saved:
-            phase.set_checkpointing(None)
-        try:
-            yield
-        finally:
-            self._checkpointing = checkpointing
-            for phase, of_phase in saved:
-                phase.set_checkpointing(of_phase)
-
-    # -- config and state ---------------------------------------------------------------------
-
-    def get_config(self) -> dict[str, Any]:
-        """Return label, graph, plan and callbacks as plain data; weights and rows are state."""
-        with self._ctx.activate():
-            return {
-                "label": self.label,
-                "registration_policy": self._ctx.registration_policy.value,
-                "model_graph": encode(self.model_graph),
-                "execution_plan": encode(self._plan),
-                "checkpointing": encode(self._checkpointing),
-                "callbacks": [encode(c) for c in self._callbacks],
-                "audit": self.audit,
-                "seed": self.seed,
-                "deterministic": self.deterministic,
-                "results_config": encode(self.results_config),
-            }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Experiment:
-        """Create an experiment from its config in the active context, with new weights.
-
-        The FeatureSets it reads from must exist under their labels.
-        """
-        ctx = ExperimentContext.get_active()
-        new = cls(
-            config["label"],
-            config["registration_policy"],
-            ctx,
-            decode(config["checkpointing"]),
-            [decode(c) for c in config["callbacks"]],
-            audit=config.get("audit", "warn"),
-            seed=config.get("seed"),
-            deterministic=config.get("deterministic", False),
-            results_config=decode(config.get("results_config")),
-        )
-        if config["model_graph"] is not None:
-            decode(config["model_graph"])  # after the seed is set, as in a script
-        new._plan = decode(config["execution_plan"])
-        return new
-
-    def get_state(self) -> dict[str, Any]:
-        """Return weights, optimizers, rows and history."""
-        graph = self.model_graph
-        return {
-            "model_graph": None if graph is None else graph.get_state(),
-            "featuresets": {
-                fs.label: fs.get_state() for fs in self._ctx.available_featuresets.values()
-            },
-            "history": list(self._history),
-        }
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Restore a state from `get_state`; nodes are found by label."""
-        sets = {label: self._ctx.get_node(label=label) for label in state["featuresets"]}
-        graph = self.model_graph
-        if state["model_graph"] is not None:
-            if graph is None:
-                raise ConfigError(
-                    "the state has a model graph but this experiment has none; create it first"
-                )
-            graph.set_state(state["model_graph"])
-        for label, fs in sets.items():
-            fs.set_state(state["featuresets"][label])  # type: ignore[attr-defined]
-        self._history = list(state["history"])
 
     # -- internals ----------------------------------------------------------------------------
 
@@ -458,11 +335,11 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
 
     def _recorded(
         self,
-        work: Any,
         item: ExperimentPhase | PhaseGroup,
         flags: dict[str, Any],
         resume: str | Path | None,
         strict: bool,
+        hook: str = "group",
     ) -> Any:
         runner = Runner(self, flags, item)
         with (
@@ -470,16 +347,17 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
             runner.interruptible(),
             runner.recording(item, resume, strict) as group_results,
         ):
-            return work(runner, item, group_results)
+            if hook == "experiment" and self._checkpointing is not None and not runner.is_resumed:
+                self._checkpointing.reset()
+            return runner.run(item, group_results, hook)
 
     def _previewed(self, phases: list[ExperimentPhase], flags: dict[str, Any], work: Any) -> Any:
         before, self._previewing = self._previewing, True
         try:
             runner = Runner(self, flags)
-            no_checkpoints = self._without_checkpointing(phases)
             with (
                 self._ctx.activate(),
-                no_checkpoints,
+                self._without_checkpointing(phases),
                 restored_on_exit(self, phases),
                 runner.reproducibly(),
             ):
@@ -487,20 +365,10 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
         finally:
             self._previewing = before
 
-    def _run_plan(
-        self, runner: Runner, plan: PhaseGroup, into: PhaseGroupResults
-    ) -> PhaseGroupResults:
-        if self._checkpointing is not None and not runner.is_resumed:
-            self._checkpointing.reset()
-        runner.notify("on_experiment_start")
-        runner.items(plan, into)
-        runner.notify("on_experiment_end")
-        return into
 
-    @staticmethod
-    def _check(item: Any, cls: type) -> None:
-        if not isinstance(item, cls):
-            raise TypeError(f"expected a {cls.__name__}, got a {type(item).__name__}")
+def _check(item: Any, cls: type) -> None:
+    if not isinstance(item, cls):
+        raise TypeError(f"expected a {cls.__name__}, got a {type(item).__name__}")
 
 
 def _warn_of_drawn_weights(ctx: ExperimentContext, seed: int) -> None:

@@ -244,19 +244,25 @@ class Runner:
         """Run all phases and groups of a group, in order."""
         results: PhaseGroupResults = self._results(PhaseGroupResults, group.label, into)
         self._path.append(group.label)
-        self.notify("on_group_start", phase_group=group)
-        self.items(group, results)
-        self.notify("on_group_end", phase_group=group)
+        self.run(group, results)
         self._path.pop()
         return results
 
-    def items(self, group: PhaseGroup, results: PhaseGroupResults) -> None:
-        """Run the items of a group, adding to these results."""
-        for item in group.all:
-            if isinstance(item, PhaseGroup):
-                self.group(item, results)
-            else:
-                self.phase(item, results)
+    def run(
+        self, item: ExperimentPhase | PhaseGroup, into: PhaseGroupResults, hook: str = "group"
+    ) -> Any:
+        """Run a phase, or all items of a group between hooks, adding to these results.
+
+        `hook` is ``"group"``, or ``"experiment"`` for the whole plan.
+        """
+        if not isinstance(item, PhaseGroup):
+            return self.phase(item, into)
+        facts = {"phase_group": item} if hook == "group" else {}
+        self.notify(f"on_{hook}_start", **facts)
+        for part in item.all:
+            self.group(part, into) if isinstance(part, PhaseGroup) else self.phase(part, into)
+        self.notify(f"on_{hook}_end", **facts)
+        return into
 
     def notify(self, hook: str, **facts: Any) -> None:
         """Fire a hook of the experiment, unless it was fired before a resume."""

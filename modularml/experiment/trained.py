@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from modularml.context import ExperimentContext
 from modularml.errors import ConfigError
 from modularml.experiment.calibration import conformal_tables
 from modularml.experiment.evaluating import evaluate, importances
-from modularml.experiment.run_audit import Mode
+from modularml.experiment.run_audit import RunAudit
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import active_graph
 from modularml.results.plots import ImportanceTable, ScoreTable
@@ -26,13 +25,9 @@ __all__ = ["TrainedGraph"]
 class TrainedGraph:
     """What is done with the trained graph of an experiment; nothing is trained or changed."""
 
+    _audit: RunAudit
     _ctx: ExperimentContext
     _plan: PhaseGroup
-
-    @property
-    @abstractmethod
-    def audit(self) -> Mode:
-        """Mode of the audit before training."""
 
     def predict(
         self,
@@ -177,7 +172,7 @@ class TrainedGraph:
                 batch_size=batch_size,
                 unscale=unscale,
                 outputs=outputs,
-                audit=self.audit,
+                audit=self._audit.mode,
                 per=per,
                 reduce=reduce,
             )
