@@ -12,6 +12,7 @@ FILES = ("save", "load", "attach", "to_yaml", "from_yaml", "inspect")
 BASES = {
     "Rows": "Rows and splits",
     "ColumnGetters": "Getters",
+    "ExperimentCheckpoints": "Files",
     "ExperimentFiles": "Files",
     "GraphFiles": "Files",
     "Saveable": "Files",

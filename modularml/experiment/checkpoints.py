@@ -24,7 +24,7 @@ from modularml.experiment.history import (
     read_random_states,
     unpacked_history,
 )
-from modularml.experiment.resume import PlanState
+from modularml.experiment.plan_state import PlanState
 from modularml.graph.files import (
     ContextYaml,
     file_backends,

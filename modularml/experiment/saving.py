@@ -15,7 +15,7 @@ from modularml.experiment.checkpoints import ExperimentCheckpoints
 from modularml.experiment.history import (
     unpacked_history,
 )
-from modularml.experiment.resume import PlanState
+from modularml.experiment.plan_state import PlanState
 from modularml.experiment.run_audit import RunAudit
 from modularml.graph.files import (
     attach_rows,

@@ -1,44 +1,46 @@
-"""Archives: members and a manifest in one file, written atomically, read with checks."""
+"""Archives: members and a manifest in one file, written atomically, read with checks.
+
+The container is one canonical zip layout, for writing and for validation: every byte that is not
+payload follows from the names, sizes and checksums of the members. The reader takes these from the
+central directory, rebuilds the layout, and compares: overlaps, gaps, unusual headers, comments and
+trailing bytes are thus detected.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import mmap
-import os
 import re
-import stat
+import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, partial, reduce
 from pathlib import Path
 from typing import Any
 
 from modularml._optional import loaded
 from modularml.errors import MMLError
 from modularml.io import limits
-from modularml.io.atomic import Late, write_file
+from modularml.io.atomic import IN_MEMORY, Late, contents_of, write_file
 from modularml.io.jsontext import dump_json, load_json
 from modularml.io.names import check_members
-from modularml.io.zipfile import Entry, Layout, lay_out, read_entries
 
 __all__ = [
     "IDS",
     "MANIFEST",
     "Archive",
     "archive_bytes",
-    "contents_of",
     "open_archive",
     "read_archive",
     "write_archive",
 ]
 
+
 MANIFEST = "manifest.json"
 IDS = "ids.json"
 """Ids of one process, which are not part of an object's content id."""
 
-_IN_MEMORY = 2**20
 _HASH = re.compile(r"[0-9a-f]{64}")
 _KEYS = {
     "backends": dict,
@@ -104,7 +106,7 @@ def write_archive(
     """
     views, size = _checked_views(path, members)
     with ThreadPoolExecutor(2) as executor:  # hashing is most of the work
-        map_over = executor.map if size > _IN_MEMORY else map
+        map_over = executor.map if size > IN_MEMORY else map
         hashes = zip(views, map_over(_sha256, views.values()), strict=True)
         parts = _parts(kind, views, hashes, dict(facts or {}))
         write_file(path, parts, overwrite=overwrite, verify=partial(open_archive, verify=False))
@@ -151,10 +153,27 @@ def _parts(
     facts: dict[str, Any],
 ) -> list[Any]:
     """Return a file in parts; the manifest and its checksum wait for the hashes."""
-    entries = [Entry(name, sum(map(len, p)), _crc(p)) for name, p in views.items()]
+    entries = []
+    for name, chunks in views.items():
+        crc = reduce(lambda crc, chunk: zlib.crc32(chunk, crc), chunks, 0)
+        entries.append(Entry(name, sum(map(len, chunks)), crc))
+    unhashed = {
+        "backends": {},
+        "classes": [],
+        "requires": [],
+        **facts,
+        "format": limits.FORMAT,
+        "kind": kind,
+        "library": str(getattr(loaded("modularml"), "__version__", "unknown")),
+        "schema": limits.SCHEMA,
+    }
 
     def manifest(found: Mapping[str, str]) -> bytes:
-        return dump_json(_manifest(kind, entries, found, facts), sort=True)
+        members = {
+            e.name: {"crc32": e.crc, "sha256": found[e.name], "size": e.size} for e in entries
+        }
+        tree = {**unhashed, "members": members}
+        return dump_json({**tree, "content_id": _content_id(tree)}, sort=True)
 
     size = len(manifest(dict.fromkeys(views, "0" * 64)))
 
@@ -171,13 +190,6 @@ def _parts(
     head = Late(len(plan.headers[0]) + size, lambda: known()[1].headers[0] + known()[0])
     tail = Late(len(plan.tail), lambda: known()[1].tail)
     return [head, *(part for header, parts in bodies for part in (header, *parts)), tail]
-
-
-def _crc(parts: list[memoryview]) -> int:
-    crc = 0
-    for part in parts:
-        crc = zlib.crc32(part, crc)
-    return crc
 
 
 def _sha256(parts: Iterable[memoryview]) -> str:
@@ -218,54 +230,23 @@ def read_archive(data: memoryview, path: Path, *, verify: bool) -> Archive:
     if next(iter(payloads), None) != MANIFEST:
         raise MMLError(limits.FOREIGN, path, "", "its first member is not manifest.json")
     manifest = _read_manifest(bytes(payloads.pop(MANIFEST)), entries[0].crc, path)
-    _check_payloads(manifest, payloads, {e.name: e.crc for e in entries}, path, verify)
+    members, crcs = manifest["members"], {entry.name: entry.crc for entry in entries}
+    if unmatched := members.keys() ^ payloads.keys():
+        name = min(unmatched)
+        problem = "is missing" if name in members else "is not in the manifest"
+        raise MMLError(limits.DAMAGED, path, name[:120], problem, _COPY)
+    for name, payload in payloads.items():
+        if len(payload) != members[name]["size"] or crcs[name] != members[name]["crc32"]:
+            raise MMLError(limits.DAMAGED, path, name, "its size or checksum differs", _COPY)
+    hashed = {n: [payload] for n, payload in payloads.items() if verify or n.endswith(".json")}
+    with ThreadPoolExecutor(2) as executor:
+        is_large = sum(len(payload) for (payload,) in hashed.values()) > IN_MEMORY
+        hashes = (executor.map if is_large else map)(_sha256, hashed.values())
+        for name, sha in zip(hashed, hashes, strict=True):
+            if sha != members[name]["sha256"]:
+                problem = "sha256 differs from the manifest"
+                raise MMLError(limits.DAMAGED, path, name, problem, _COPY)
     return Archive(path, manifest, payloads)
-
-
-def contents_of(path: Path, most: int = limits.MAX_FILE) -> memoryview:
-    """Return the bytes of a regular file, memory-mapped if large.
-
-    Raises
-    ------
-    MMLError
-        If it does not exist, or has more than `most` bytes.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except (OSError, ValueError) as error:
-        raise MMLError(limits.NOT_FOUND, path, "", f"cannot be opened: {error}") from error
-    facts = os.fstat(fd)
-    if not stat.S_ISREG(facts.st_mode):
-        os.close(fd)
-        raise MMLError(limits.FOREIGN, path, "", "is no regular file")
-    with os.fdopen(fd, "rb") as file:
-        if facts.st_size > most:
-            raise MMLError(limits.TOO_LARGE, path, "", f"is larger than {(most + 1) >> 30} GiB")
-        try:
-            if facts.st_size <= _IN_MEMORY:
-                return memoryview(file.read())
-            return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
-        except OSError as error:
-            raise MMLError(limits.NOT_FOUND, path, "", f"cannot be read: {error}") from error
-
-
-def _manifest(
-    kind: str, entries: Sequence[Entry], hashes: Mapping[str, str], facts: dict[str, Any]
-) -> dict[str, Any]:
-    members = {e.name: {"crc32": e.crc, "sha256": hashes[e.name], "size": e.size} for e in entries}
-    front = loaded("modularml")
-    manifest = {
-        "backends": {},
-        "classes": [],
-        "requires": [],
-        **facts,
-        "format": limits.FORMAT,
-        "kind": kind,
-        "library": str(getattr(front, "__version__", "unknown")),
-        "members": members,
-        "schema": limits.SCHEMA,
-    }
-    return {**manifest, "content_id": _content_id(manifest)}
 
 
 def _content_id(manifest: Mapping[str, Any]) -> str:
@@ -283,7 +264,16 @@ def _read_manifest(data: bytes, crc: int, path: Path) -> dict[str, Any]:
     manifest = load_json(data, path, MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != limits.FORMAT:
         raise MMLError(limits.FOREIGN, path, MANIFEST, "is of another format")
-    _check_schema(manifest, path)
+    schema = manifest.get("schema")
+    if type(schema) is not int or schema < 1:
+        raise MMLError(limits.DAMAGED, path, MANIFEST, f"schema {schema!r:.40} is not a version")
+    if schema > limits.SCHEMA:
+        problem = (
+            f"it has schema {schema}, written by modularml {manifest.get('library')!s:.20}; this "
+            f"version reads up to {limits.SCHEMA}"
+        )
+        hint = "Update the checkout and install it again: git pull, pip install ."
+        raise MMLError(limits.NEWER, path, "", problem, hint)
     for key, value in manifest.items():
         if not key.startswith("x-") and not isinstance(value, _KEYS.get(key, ())):
             raise MMLError(limits.FOREIGN, path, MANIFEST, f"{key!r} is unknown or invalid")
@@ -299,24 +289,6 @@ def _read_manifest(data: bytes, crc: int, path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_schema(manifest: Mapping[str, Any], path: Path) -> None:
-    schema = manifest.get("schema")
-    if type(schema) is not int or schema < 1:
-        raise MMLError(limits.DAMAGED, path, MANIFEST, f"schema {schema!r:.40} is not a version")
-    if schema > limits.SCHEMA:
-        problem = (
-            f"it has schema {schema}, written by modularml {manifest.get('library')!s:.20}; this "
-            f"version reads up to {limits.SCHEMA}"
-        )
-        raise MMLError(
-            limits.NEWER,
-            path,
-            "",
-            problem,
-            "Update the checkout and install it again: git pull, pip install .",
-        )
-
-
 def _are_valid_entries(facts: Any) -> bool:
     return (
         isinstance(facts, dict)
@@ -328,31 +300,132 @@ def _are_valid_entries(facts: Any) -> bool:
     )
 
 
-def _check_payloads(
-    manifest: Mapping[str, Any],
-    payloads: Mapping[str, memoryview],
-    crcs: Mapping[str, int],
-    path: Path,
-    verify: bool,
-) -> None:
-    entries = manifest["members"]
-    if unmatched := entries.keys() ^ payloads.keys():
-        name = min(unmatched)
-        problem = "is missing" if name in entries else "is not in the manifest"
-        raise MMLError(limits.DAMAGED, path, name[:120], problem, _COPY)
-    for name, data in payloads.items():
-        facts = entries[name]
-        if len(data) != facts["size"] or crcs[name] != facts["crc32"]:
-            raise MMLError(limits.DAMAGED, path, name, "its size or checksum differs", _COPY)
-    hashed = [n for n in payloads if verify or n.endswith(".json")]
-    with ThreadPoolExecutor(2) as executor:
-        map_over = executor.map if sum(len(payloads[n]) for n in hashed) > _IN_MEMORY else map
-        for name, sha in zip(
-            hashed, map_over(_sha256, [[payloads[n]] for n in hashed]), strict=True
-        ):
-            if sha != entries[name]["sha256"]:
-                problem = "sha256 differs from the manifest"
-                raise MMLError(limits.DAMAGED, path, name, problem, _COPY)
-
-
 _COPY = "Restore another copy"
+
+
+_LOCAL = struct.Struct("<4s5H3I2H")
+_CENTRAL = struct.Struct("<4s6H3I5H2I")
+_END = struct.Struct("<4s4H2IH")
+_VERSION, _UNIX = 20, 3 << 8
+_DAY = 0x21  # 1980-01-01: a time would make equal objects differ
+_REGULAR = 0o100644 << 16
+_VERSION_1 = (b"state.pkl", b"artifact.json")
+_WAY_OVER = (
+    "Its settings and weights are pickles, which are never opened as they could run any code; make "
+    "the graph anew. The rows, ids and splits of a FeatureSet need none: 'modularml convert FILE' "
+    "or modularml.migrate.convert writes them to a new file"
+)
+_PADDING = struct.Struct("<HHH")  # id and size of the extra field, then the alignment
+_PADDING_ID = 0xD935  # the one that Android's zipalign uses
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One member: name, size in bytes and CRC-32."""
+
+    name: str
+    size: int
+    crc: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A file layout: headers and offsets of payloads, the end record and the size."""
+
+    headers: list[bytes]
+    starts: list[int]
+    tail: bytes
+    size: int
+
+
+def lay_out(entries: Sequence[Entry]) -> Layout:
+    """Return the layout of a file of members, in this order, without gaps."""
+    headers, starts, central, at = [], [], [], 0
+    for entry in entries:
+        name = entry.name.encode("ascii")
+        extra = _extra(entry.name, at + _LOCAL.size + len(name))
+        facts = (0, 0, 0, _DAY, entry.crc, entry.size, entry.size, len(name), len(extra))
+        header = _LOCAL.pack(b"PK\3\4", _VERSION, *facts) + name + extra
+        record = (b"PK\1\2", _UNIX | _VERSION, _VERSION, *facts, 0, 0, 0, _REGULAR, at)
+        central.append(_CENTRAL.pack(*record) + name + extra)
+        headers.append(header)
+        starts.append(at + len(header))
+        at = starts[-1] + entry.size
+    directory = b"".join(central)
+    n = len(entries)
+    end = _END.pack(b"PK\5\6", 0, 0, n, n, len(directory), at, 0)
+    return Layout(headers, starts, directory + end, at + len(directory) + len(end))
+
+
+def read_entries(data: Any, path: object) -> tuple[list[Entry], Layout]:
+    """Read the members of a file and compare all bytes between them with the layout.
+
+    Parameters
+    ----------
+    data : memoryview
+        The whole file.
+    path : object
+        For messages.
+
+    Raises
+    ------
+    MMLError
+        If it is not a zip file in our layout.
+    """
+    if len(data) < _END.size or bytes(data[:4]) != b"PK\3\4":
+        hint = "Pass a file written by save()"
+        raise MMLError(limits.FOREIGN, path, "", "this is no .mml file", hint)
+    mark, disk, disk2, here, count, size, start, comment = _END.unpack(data[-_END.size :])
+    if mark != b"PK\5\6":
+        problem = "it ends too early, has a comment, or bytes were appended"
+        raise MMLError(limits.DAMAGED, path, "", problem, "Restore another copy")
+    if disk or disk2 or comment or here != count or start + size + _END.size != len(data):
+        raise MMLError(limits.DAMAGED, path, "", "its end record is not as we write it")
+    if count > limits.MAX_MEMBERS:
+        raise MMLError(limits.TOO_LARGE, path, "", f"{count} members; 4,096 are allowed")
+    entries, at = [], start
+    if all(name in bytes(data[start : start + size]) for name in _VERSION_1):
+        raise MMLError(limits.FOREIGN, path, "", "this is a file of ModularML 1.0", _WAY_OVER)
+    for _ in range(count):
+        entry, at = _entry(data, at, start + size, path)
+        entries.append(entry)
+    expected = lay_out(entries)
+    if at != start + size or expected.size != len(data):
+        raise MMLError(limits.DAMAGED, path, "", "members overlap, or bytes lie between them")
+    for entry, header, payload in zip(entries, expected.headers, expected.starts, strict=True):
+        if data[payload - len(header) : payload] != header:
+            raise MMLError(limits.DAMAGED, path, entry.name, "its header is not as we write it")
+    if data[start:] != expected.tail:
+        raise MMLError(limits.DAMAGED, path, "", "its directory is not as we write it")
+    return entries, expected
+
+
+def _extra(name: str, at: int) -> bytes:
+    """Return padding that aligns payloads of tensors and tables for memory mapping."""
+    if not name.endswith((".safetensors", ".arrow")):
+        return b""
+    length = -at % limits.ALIGNMENT
+    length += limits.ALIGNMENT if 0 < length < _PADDING.size else 0
+    if not length:
+        return b""
+    padding = _PADDING.pack(_PADDING_ID, length - 4, limits.ALIGNMENT)
+    return padding + bytes(length - len(padding))
+
+
+def _entry(data: Any, at: int, end: int, path: object) -> tuple[Entry, int]:
+    if at + _CENTRAL.size > end:
+        raise MMLError(limits.DAMAGED, path, "", "its directory ends too early")
+    fields = _CENTRAL.unpack(data[at : at + _CENTRAL.size])
+    mark, flags, method, crc, packed, size = fields[0], *fields[3:5], *fields[7:10]
+    name_length, extra_length = fields[10:12]
+    stop = at + _CENTRAL.size + name_length + extra_length
+    name = bytes(data[at + _CENTRAL.size : stop - extra_length]).decode("ascii", "replace")
+    if mark != b"PK\1\2" or stop > end:
+        raise MMLError(limits.DAMAGED, path, "", "its directory is not as we write it")
+    if not name.isascii():
+        raise MMLError(limits.BAD_NAME, path, repr(name)[:120], "not a name that we write")
+    if flags & 1:
+        raise MMLError(limits.FOREIGN, path, name, "is encrypted; we never encrypt")
+    if method or packed != size:
+        raise MMLError(limits.FOREIGN, path, name, "is compressed; we never compress")
+    return Entry(name, size, crc), stop

@@ -1,11 +1,13 @@
-"""Files that are written whole or not at all, and temporary folders."""
+"""Files that are written whole or not at all, their contents, and temporary folders."""
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -21,10 +23,12 @@ from modularml.errors import ConfigError, MMLError, MMLExistsError
 from modularml.io import limits
 
 __all__ = [
+    "IN_MEMORY",
     "Late",
     "Owned",
     "append_file",
     "check_free",
+    "contents_of",
     "is_temporary",
     "owned",
     "temporary_folder",
@@ -128,12 +132,6 @@ class Owned:
         """Release all locks."""
         self._stack.close()
         self.paths.clear()
-
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 _MARK = ".mml-part"
@@ -381,3 +379,33 @@ def _exists_error(path: Path) -> MMLExistsError:
     return MMLExistsError(
         limits.EXISTS, path, "", "the file already exists", "Pass overwrite=True, or another name"
     )
+
+
+IN_MEMORY = 2**20
+
+
+def contents_of(path: Path, most: int = limits.MAX_FILE) -> memoryview:
+    """Return the bytes of a regular file, memory-mapped if large.
+
+    Raises
+    ------
+    MMLError
+        If it does not exist, or has more than `most` bytes.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        raise MMLError(limits.NOT_FOUND, path, "", f"cannot be opened: {error}") from error
+    facts = os.fstat(fd)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(fd)
+        raise MMLError(limits.FOREIGN, path, "", "is no regular file")
+    with os.fdopen(fd, "rb") as file:
+        if facts.st_size > most:
+            raise MMLError(limits.TOO_LARGE, path, "", f"is larger than {(most + 1) >> 30} GiB")
+        try:
+            if facts.st_size <= IN_MEMORY:
+                return memoryview(file.read())
+            return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            raise MMLError(limits.NOT_FOUND, path, "", f"cannot be read: {error}") from error

@@ -15,8 +15,8 @@ import numpy as np
 
 from modularml.errors import MMLError, MMLNotFoundError
 from modularml.io import limits
-from modularml.io.archive import Archive, archive_bytes, contents_of, read_archive
-from modularml.io.atomic import append_file
+from modularml.io.archive import Archive, archive_bytes, read_archive
+from modularml.io.atomic import append_file, contents_of
 from modularml.io.classes import described, names_in
 from modularml.io.jsontext import dump_json, with_labels
 from modularml.io.values import Packer
