@@ -118,11 +118,6 @@ def source_hash(obj: Any) -> str | None:
         return None
 
 
-def _is_of_a_library(name: str) -> bool:
-    """Tell whether finding a class may import a framework; unknown names are refused before."""
-    return home_of(name) is not None or name.partition(":")[0].split(".")[0] in LIBRARIES
-
-
 class Resolver:
     """Finds what the names in a file mean.
 
@@ -179,8 +174,16 @@ class Resolver:
             If one means nothing here, or something that a file may not name.
         """
         found: dict[str, Any] = {}
-        pairs = dict.fromkeys(self._checked(pair) for pair in names)
-        for role, name in sorted(pairs, key=lambda pair: _is_of_a_library(pair[1])):
+        pairs: dict[tuple[str, str], None] = {}
+        for role, name in names:
+            wants_module = role != "type"
+            if not isinstance(name, str) or len(name) > 500 or (":" in name) is not wants_module:
+                problem = f"{name!r:.80} names no class"
+                raise MMLError(limits.FOREIGN, self.path, "", problem, _DISTRUST)
+            pairs[role, name] = None
+        # those whose classes may import a framework last: unknown names are refused before
+        libraries = {name: name.partition(":")[0].split(".")[0] in LIBRARIES for _, name in pairs}
+        for role, name in sorted(pairs, key=lambda p: libraries[p[1]] or home_of(p[1]) is not None):
             obj = self._class(name) if role == "type" else self._code(name)
             if obj is None:
                 obj = self.packaged(self._full(name))
@@ -190,17 +193,12 @@ class Resolver:
                     raise error
                 missing[name] = str(error)
                 continue
-            if not _fits(role, obj) or (_enters_context(obj) and not nodes):
+            is_node = hasattr(obj, "node_id") and hasattr(obj, "context")
+            is_node |= getattr(obj, "artifact_kind", "") in ("en", "exp", "fs", "mg")
+            if not _fits(role, obj) or (is_node and not nodes):
                 raise MMLError(limits.NO_CLASS, self.path, name[:120], f"is no {role}", _DISTRUST)
             found[name] = obj
         return found
-
-    def _checked(self, pair: tuple[str, Any]) -> tuple[str, str]:
-        role, name = pair
-        wants_module = role != "type"
-        if not isinstance(name, str) or len(name) > 500 or (":" in name) is not wants_module:
-            raise MMLError(limits.FOREIGN, self.path, "", f"{name!r:.80} names no class", _DISTRUST)
-        return role, name
 
     def _class(self, name: str) -> Any:
         if name in self.custom:
@@ -213,17 +211,12 @@ class Resolver:
         if name not in set(config_registry) and (home := home_of(name)) is not None:
             require(home)
         obj = config_registry[name] if name in set(config_registry) else None
-        if full is not None and obj is not None and not self._is_meant(full, obj):
-            return None
+        if full is not None and obj is not None and obj.__module__ != full.partition(":")[0]:
+            sha = self.named[full]  # of another module: the one in the file if of the same source
+            if sha is None or source_hash(obj) != sha:
+                return None
         self._compare(obj)
         return obj
-
-    def _is_meant(self, full: str, obj: Any) -> bool:
-        """Tell whether a class is the one in the file: of the same module or source."""
-        sha = self.named[full]
-        return obj.__module__ == full.partition(":")[0] or (
-            sha is not None and source_hash(obj) == sha
-        )
 
     def _code(self, name: str) -> Any:
         name = current_name(name)
@@ -416,11 +409,6 @@ _OPEN: dict[str, Callable[[Any, str], bool]] = {
     "lightgbm": _is_estimator,
     "builtins": lambda obj, module: obj in (bool, int, float, complex, str),
 }
-
-
-def _enters_context(obj: Any) -> bool:
-    node = hasattr(obj, "node_id") and hasattr(obj, "context")
-    return node or getattr(obj, "artifact_kind", "") in ("en", "exp", "fs", "mg")
 
 
 def _fits(role: str, obj: Any) -> bool:

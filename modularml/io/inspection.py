@@ -132,17 +132,16 @@ def _branches(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         title = f"rows {label!r}: {data['rows']}{place}, fingerprint {data['fingerprint'][:16]}"
         yield title, [f"columns {columns}", *splits, *scalers]
     if facts["runs"]:
-        yield "runs", [line for run in facts["runs"] for line in _lines_of_run(run)]
+        lines = []
+        for run in facts["runs"]:
+            lines.append(f"{run['label']}: {run['status']}, {', '.join(run['phases'])}")
+            lines += [f"{name}: {value:.6g}" for name, value in run["metrics"].items()]
+        yield "runs", lines
     if facts["log"]:
         yield f"history in {facts['log']}", []
     if facts["classes"]:
         yield "needs code of the author", [str(c.get("name")) for c in facts["classes"]]
     yield "members", [f"{name}: {size:,} bytes" for name, size in facts["members"].items()]
-
-
-def _lines_of_run(run: dict[str, Any]) -> list[str]:
-    metrics = [f"{name}: {value:.6g}" for name, value in run["metrics"].items()]
-    return [f"{run['label']}: {run['status']}, {', '.join(run['phases'])}", *metrics]
 
 
 def _segment(archive: Archive) -> dict[str, Any]:
@@ -167,12 +166,20 @@ def _node_type(node: dict[str, Any]) -> str:
 
 
 def _of_set(data: dict[str, Any], archive: Archive) -> dict[str, Any]:
-    scalers = [
-        f"{_scaler_name(r['scaler'])} on {r['domain']} {', '.join(r['keys']['$tuple'])}, "
-        f"{'per ' * bool(r.get('per'))}{' and '.join(n.split('.')[1] for n in r.get('per', ()))}"
-        f"{', ' * bool(r.get('per'))}fitted on {r['fit_to_split'] or 'all rows'}"
-        for r in data["scaler_records"]
-    ]
+    scalers = []
+    for record in data["scaler_records"]:
+        name = record["scaler"]["params"]["scaler"]
+        name = str(name["$code"] if isinstance(name, dict) else name)
+        per = " and ".join(column.split(".")[1] for column in record.get("per", ()))
+        scalers.append(
+            f"{name} on {record['domain']} {', '.join(record['keys']['$tuple'])}, "
+            f"{per and f'per {per}, '}fitted on {record['fit_to_split'] or 'all rows'}"
+        )
+    drops: dict[str, dict[str, int]] = {}  # dropped rows by split, "" for the whole set
+    for split, parts in data.get("dropped", {}).items():
+        counts = drops.setdefault(split, {})
+        for part in parts:
+            counts[part["reason"]] = counts.get(part["reason"], 0) + part["ids"]["shape"][0]
     member = data["table"]["$table"]
     table = load_table(archive.payloads[member], archive.path, member)
     return {
@@ -184,23 +191,8 @@ def _of_set(data: dict[str, Any], archive: Archive) -> dict[str, Any]:
         "has_rows": "absent" not in data,
         "splits": {name: rows["shape"][0] for name, rows in data["splits"].items()},
         "scalers": scalers,
-        **({"dropped": dropped} if (dropped := _drops_of(data)) else {}),
+        **({"dropped": drops} if drops else {}),
     }
-
-
-def _drops_of(data: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """Return the number of dropped rows by split, "" for the whole set, and reason."""
-    drops: dict[str, dict[str, int]] = {}
-    for name, parts in data.get("dropped", {}).items():
-        counts = drops.setdefault(name, {})
-        for part in parts:
-            counts[part["reason"]] = counts.get(part["reason"], 0) + part["ids"]["shape"][0]
-    return drops
-
-
-def _scaler_name(scaler: dict[str, Any]) -> str:
-    name = scaler["params"]["scaler"]
-    return str(name["$code"] if isinstance(name, dict) else name)
 
 
 def _shown_type(kind: Any) -> str:
@@ -212,7 +204,10 @@ def _shown_type(kind: Any) -> str:
 
 
 def _of_run(run: dict[str, Any], archive: Archive) -> dict[str, Any]:
-    started, ended = (_time(run[name]) for name in ("started_at", "ended_at"))
+    started, ended = (
+        None if run[name] is None else datetime.fromisoformat(run[name]["$time"])
+        for name in ("started_at", "ended_at")
+    )
     return {
         "label": run["label"],
         "status": run["status"],
@@ -222,10 +217,6 @@ def _of_run(run: dict[str, Any], archive: Archive) -> dict[str, Any]:
         "metrics": dict(_metrics_of_saved_epoch(run["results"], archive)),
         "rows_of": dict(_rows_of(run["results"])),
     }
-
-
-def _time(stored: Any) -> datetime | None:
-    return None if stored is None else datetime.fromisoformat(stored["$time"])
 
 
 def _rows_of(item: dict[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
@@ -243,22 +234,15 @@ def _rows_of(item: dict[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
 def _evaluations(item: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the recorded steps of the first evaluation of each callback of a phase."""
     seen = set()
-    for fields in map(_fields_of, item.get("callbacks", [])):
+    for result in item.get("callbacks", []):
+        fields = result.get("fields") or {  # of a table of results, those that all share
+            name: {"phase": column["phases"]} if "phases" in column else column.get("value")
+            for name, column in result["columns"].items()
+        }
         phase = fields["results"].get("phase") if isinstance(fields.get("results"), dict) else None
         if isinstance(phase, dict) and fields["label"] not in seen:
             seen.add(fields["label"])
             yield f"{item['label']}.{fields['label']}", phase.get("steps")
-
-
-def _fields_of(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a callback result; of a table of results, those that all share."""
-    if "fields" in result:
-        fields: dict[str, Any] = result["fields"]
-        return fields
-    return {
-        name: {"phase": column["phases"]} if "phases" in column else column.get("value")
-        for name, column in result["columns"].items()
-    }
 
 
 def _losses_of(item: dict[str, Any], archive: Archive) -> Iterator[tuple[str, float]]:

@@ -63,8 +63,15 @@ def extract(path: str | Path, folder: str | Path) -> list[Path]:
         target = out / member
         target.parent.mkdir(parents=True, exist_ok=True)
         if member.endswith(".safetensors"):
-            arrays = load_tensors(data, archive.path, member)
-            written += _arrays(arrays, target.with_suffix(""))
+            target.with_suffix("").mkdir(parents=True, exist_ok=True)
+            taken: set[str] = set()
+            for name, array in load_tensors(data, archive.path, member).items():
+                stem = ".".join(member_stem(part, set()) for part in name.split("."))
+                while stem.casefold() in taken:
+                    stem += "_"
+                taken.add(stem.casefold())
+                written.append(target.with_suffix("") / f"{stem}.npy")
+                np.save(written[-1], array, allow_pickle=False)
         elif member.endswith(".arrow"):
             target = target.with_suffix(".parquet")
             parquet.write_table(load_table(data, archive.path, member), target)
@@ -73,21 +80,6 @@ def extract(path: str | Path, folder: str | Path) -> list[Path]:
             target.write_bytes(data)
             written.append(target)
     return written
-
-
-def _arrays(arrays: dict[str, np.ndarray], folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    taken: set[str] = set()
-    paths = []
-    for name, array in arrays.items():
-        parts = [member_stem(part, set()) for part in name.split(".")]
-        stem = ".".join(parts)
-        while stem.casefold() in taken:
-            stem += "_"
-        taken.add(stem.casefold())
-        paths.append(folder / f"{stem}.npy")
-        np.save(paths[-1], array, allow_pickle=False)
-    return paths
 
 
 def diff(a: str | Path, b: str | Path) -> dict[str, list[str]]:
