@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
@@ -96,7 +96,13 @@ def collect_jsonl(
     '{"step": 1, "train_loss": 0.5}\n'
     """
     select = _selection(include, exclude)
-    with _opened(dest) as file:
+    path = Path(dest) if isinstance(dest, str | Path) else None
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    file: Any
+    with (
+        nullcontext(dest) if path is None else path.open("w", encoding="utf-8", buffering=1)
+    ) as file:
         for row in _rows(events, select):
             try:
                 file.write(json.dumps(row) + "\n")
@@ -186,10 +192,21 @@ def print_keys(
     if not keys and not include_step:
         raise ConfigError("keys must name at least one key to print if include_step=False")
 
+    def shown(value: Any) -> str:
+        torch = loaded("torch")
+        if torch is not None and isinstance(value, torch.Tensor) and value.numel() == 1:
+            value = float(value.detach().cpu())
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return f"{value:.{precision}f}"
+        return str(value)
+
     def show(event: Mapping[str, Any]) -> None:
-        words = [f"{key}={_value(event, key, precision)}" for key in keys]
+        words = [f"{key}={shown(event[key]) if key in event else 'NA'}" for key in keys]
         if include_step and step_key in event:
-            words.insert(0, f"{step_key}={_step(event[step_key])}")
+            step = event[step_key]
+            with suppress(TypeError, ValueError, OverflowError):
+                step = f"{int(step):04d}"
+            words.insert(0, f"{step_key}={step}")
         print_line(" ".join(words))
 
     return show
@@ -216,29 +233,3 @@ def _rows(events: Events, select: Callable[[Row], Row]) -> Iterator[Row]:
             if not isinstance(event, Mapping):
                 raise NotAnEventError(event)
             yield select(event)
-
-
-def _opened(dest: str | Path | TextIO) -> Any:
-    if not isinstance(dest, str | Path):
-        return nullcontext(dest)
-    path = Path(dest)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("w", encoding="utf-8", buffering=1)
-
-
-def _value(event: Mapping[str, Any], key: str, digits: int) -> str:
-    if key not in event:
-        return "NA"
-    value, torch = event[key], loaded("torch")
-    if torch is not None and isinstance(value, torch.Tensor) and value.numel() == 1:
-        value = float(value.detach().cpu())
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:.{digits}f}"
-    return str(value)
-
-
-def _step(value: Any) -> str:
-    try:
-        return f"{int(value):04d}"
-    except (TypeError, ValueError, OverflowError):
-        return str(value)

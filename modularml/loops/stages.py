@@ -77,20 +77,21 @@ def augment(fn: Callable[[Event], Mapping[str, Any] | None]) -> Stage:
     [{'pred': 3.0, 'target': 2.5, 'error': 0.5}, {'target': 1.0}]
     """
     check_callable("fn", fn)
-    return functools.partial(_augmented, fn)
 
+    def augmented(events: Events) -> Iterator[dict[str, Any]]:
+        with source(events) as upstream:
+            for event in upstream:
+                extra = fn(event)  # type: ignore[arg-type]
+                try:
+                    merged = event if extra is None else {**event, **extra}
+                except TypeError:
+                    if not isinstance(event, Mapping):
+                        raise NotAnEventError(event) from None
+                    message = f"fn must return a dict or None, got {extra!r:.200}"
+                    raise ConfigError(message) from None
+                yield merged
 
-def _augmented(fn: Any, events: Events) -> Iterator[dict[str, Any]]:
-    with source(events) as upstream:
-        for event in upstream:
-            extra = fn(event)
-            try:
-                merged = event if extra is None else {**event, **extra}
-            except TypeError:
-                if not isinstance(event, Mapping):
-                    raise NotAnEventError(event) from None
-                raise ConfigError(f"fn must return a dict or None, got {extra!r:.200}") from None
-            yield merged
+    return augmented
 
 
 def tap(fn: Callable[[Event], Any], *, every: int = 1, start: int = 1) -> Stage:
@@ -121,18 +122,18 @@ def tap(fn: Callable[[Event], Any], *, every: int = 1, start: int = 1) -> Stage:
     check_callable("fn", fn)
     check_int("every", every, 1)
     check_int("start", start, 1)
-    return functools.partial(_tapped, fn, every, start)
 
+    def tapped(events: Events) -> Iterator[dict[str, Any]]:
+        wait = start
+        with source(events) as upstream:
+            for event in upstream:
+                wait -= 1
+                if not wait:
+                    fn(event)  # type: ignore[arg-type]
+                    wait = every
+                yield event
 
-def _tapped(fn: Any, every: int, start: int, events: Events) -> Iterator[dict[str, Any]]:
-    wait = start
-    with source(events) as upstream:
-        for event in upstream:
-            wait -= 1
-            if not wait:
-                fn(event)
-                wait = every
-            yield event
+    return tapped
 
 
 def tick(fn: Callable[[], Any]) -> Stage:
@@ -169,12 +170,12 @@ def take(n: int) -> Stage:
     ([{'x': 1}, {'x': 2}], [{'x': 1}])
     """
     check_int("n", n, 0)
-    return functools.partial(_taken, n)
 
+    def taken(events: Events) -> Iterator[dict[str, Any]]:
+        with source(events) as upstream:
+            yield from islice(upstream, n)
 
-def _taken(n: int, events: Events) -> Iterator[dict[str, Any]]:
-    with source(events) as upstream:
-        yield from islice(upstream, n)
+    return taken
 
 
 def ema(
@@ -226,19 +227,26 @@ def ema(
     >>> [(event["step"], round(event["loss_ema"], 4)) for event in smoothed]
     [(1, 10.0), (2, 16.6667), (3, 24.2857)]
     """
-    weight = _decay(decay, half_life)
-    return functools.partial(_smoothed, key, out_key or f"{key}_ema", weight, bias_correction)
+    if (decay is None) == (half_life is None):
+        raise ConfigError(
+            f"pass exactly one of decay and half_life, got {decay!r} and {half_life!r}"
+        )
+    if decay is not None and not 0 <= decay < 1:
+        raise ConfigError(f"decay must be at least 0 and less than 1, got {decay!r}")
+    if half_life is not None and not 0 < half_life < math.inf:
+        raise ConfigError(f"half_life must be positive (in events), got {half_life!r}")
+    past = float(0.5 ** (1.0 / half_life) if half_life is not None else decay)  # type: ignore[arg-type]
+    name = out_key or f"{key}_ema"
 
+    def smoothed(events: Events) -> Iterator[dict[str, Any]]:
+        mean, unseen = 0.0, 1.0
+        with source(events) as upstream:
+            for event in upstream:
+                mean = past * mean + (1 - past) * number(event, key)
+                unseen *= past
+                yield event | {name: mean / (1 - unseen) if bias_correction else mean}
 
-def _smoothed(
-    key: str, out_key: str, decay: float, bias_correction: bool, events: Events
-) -> Iterator[dict[str, Any]]:
-    mean, unseen = 0.0, 1.0
-    with source(events) as upstream:
-        for event in upstream:
-            mean = decay * mean + (1 - decay) * number(event, key)
-            unseen *= decay
-            yield event | {out_key: mean / (1 - unseen) if bias_correction else mean}
+    return smoothed
 
 
 def _stopping(
@@ -249,19 +257,17 @@ def _stopping(
     min_delta: float = 0.0,
 ) -> Stage:
     Patience(mode, patience, min_delta)  # raises now, not at the first event
-    return functools.partial(_until_spent, key, (mode, patience, min_delta))
 
+    def until_spent(events: Events) -> Iterator[dict[str, Any]]:
+        watch = Patience(mode, patience, min_delta)
+        with source(events) as upstream:
+            for place, event in enumerate(upstream):
+                watch.update(number(event, key), place)
+                yield event
+                if watch.is_spent:
+                    return
 
-def _until_spent(
-    key: str, rule: tuple[Literal["min", "max"], int, float], events: Events
-) -> Iterator[dict[str, Any]]:
-    watch = Patience(*rule)
-    with source(events) as upstream:
-        for place, event in enumerate(upstream):
-            watch.update(number(event, key), place)
-            yield event
-            if watch.is_spent:
-                return
+    return until_spent
 
 
 @overload
@@ -323,28 +329,6 @@ def early_stop(*args: Any, **kwargs: Any) -> Any:
     if args and not isinstance(args[0], str):
         return _stopping(*args[1:], **kwargs)(args[0])
     return _stopping(*args, **kwargs)
-
-
-def _decay(decay: float | None, half_life: float | None) -> float:
-    """Return the decay, given directly or as a half-life.
-
-    Raises
-    ------
-    ConfigError
-        If not exactly one is given, or it is out of range.
-    """
-    if (decay is None) == (half_life is None):
-        raise ConfigError(
-            f"pass exactly one of decay and half_life, got {decay!r} and {half_life!r}"
-        )
-    if decay is not None:
-        if not 0 <= decay < 1:
-            raise ConfigError(f"decay must be at least 0 and less than 1, got {decay!r}")
-        return float(decay)
-    assert half_life is not None
-    if not 0 < half_life < math.inf:
-        raise ConfigError(f"half_life must be positive (in events), got {half_life!r}")
-    return float(0.5 ** (1.0 / half_life))
 
 
 class Patience(Checked):

@@ -17,6 +17,7 @@ __all__ = ["LossShapeError", "epoch_stream", "iter_batches", "validation_loss"]
 
 CHUNK_BYTES = 4 * 2**20
 CHUNK_BATCHES = 1024
+FEW = 3  # batches
 
 
 def iter_batches(
@@ -73,9 +74,14 @@ def _batches_by_chunk(
     Rows are gathered by chunk and batches are slices of a chunk: far fewer copies than one
     gather per batch, and never a copy of everything.
     """
-    n = len(tensors[0])
-    size = _chunk_size(tensors, batch_size)
-    order = None
+    n, order = len(tensors[0]), None
+    # a chunk is whole batches of a few MB together; batches of one gather would share a graph,
+    # which the first backward pass frees
+    size = batch_size
+    if not any(tensor.requires_grad for tensor in tensors):
+        n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        fitting = CHUNK_BYTES // max(1, n_bytes // max(1, n) * batch_size)
+        size *= max(1, min(fitting, CHUNK_BATCHES))
     if shuffle:
         randperm = require("torch", purpose="to shuffle batches").randperm
         order = randperm(n, generator=generator, device=tensors[0].device)
@@ -90,18 +96,6 @@ def _batches_by_chunk(
             yield stop - start, iter((tuple(parts),))
         else:
             yield stop - start, zip(*(part.split(batch_size) for part in parts), strict=True)
-
-
-def _chunk_size(tensors: Sequence[Any], batch_size: int) -> int:
-    """Return the rows of a chunk: whole batches of a few MB together."""
-    if any(tensor.requires_grad for tensor in tensors):
-        return (
-            batch_size  # batches of one gather would share a graph, which the first backward frees
-        )
-    n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    row: int = n_bytes // max(1, len(tensors[0]))
-    fitting = CHUNK_BYTES // max(1, row * batch_size)
-    return batch_size * max(1, min(fitting, CHUNK_BATCHES))
 
 
 class LossShapeError(LossError, ShapeError):
@@ -192,22 +186,16 @@ def epoch_stream(
         raise ConfigError(f"optimizer must be a torch optimizer, got {optimizer!r:.200}")
     loss_of = _loss_of(model, loss_fn, last_label)
     batching = (tuple(train_data), batch_size, shuffle, generator)
-    return _epochs(batching, model, optimizer, loss_of, dict(extra or {}), step_offset)
+    added = dict(extra or {})
 
+    def epochs() -> Iterator[Event]:
+        torch = adapter_for("torch")
+        for step in count(1 + step_offset):
+            model.train()
+            train_loss = _train(torch, batching, optimizer, loss_of)
+            yield Event({"step": step, "train_loss": train_loss, "model": model, **added})
 
-def _epochs(
-    batching: tuple[Any, ...],
-    model: Any,
-    optimizer: Any,
-    loss_of: Callable[..., Any],
-    extra: dict[str, Any],
-    step_offset: int,
-) -> Iterator[Event]:
-    torch = adapter_for("torch")
-    for step in count(1 + step_offset):
-        model.train()
-        train_loss = _train(torch, batching, optimizer, loss_of)
-        yield Event({"step": step, "train_loss": train_loss, "model": model, **extra})
+    return epochs()
 
 
 def _train(
@@ -228,7 +216,9 @@ def _train(
     read_loss = (
         torch.Tensor.item if on_host else torch.Tensor.detach
     )  # avoids waiting for the device
-    move = _mover(optimizer, n > FEW * batch_size)
+    move: Callable[[], Any] = optimizer.step
+    if n > FEW * batch_size:  # else building the lists of a direct step does not pay off
+        move = require("modularml.backends.torch_kernels").direct_step(optimizer)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     total, checked = 0.0, False
     with torch.enable_grad():
@@ -247,17 +237,6 @@ def _train(
             last = n_rows - batch_size * (len(values) - 1)
             total += batch_size * sum(values[:-1]) + last * values[-1]
     return total / n
-
-
-FEW = 3  # batches, for which building the lists of a direct step does not pay off
-
-
-def _mover(optimizer: Any, direct: bool) -> Callable[[], Any]:
-    """Return the function that updates the weights, rebuilt in each epoch."""
-    if direct:
-        move: Callable[[], Any] = require("modularml.backends.torch_kernels").direct_step(optimizer)
-        return move
-    return optimizer.step  # type: ignore[no-any-return]
 
 
 def validation_loss(

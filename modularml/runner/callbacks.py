@@ -159,7 +159,16 @@ def checkpoint(
         raise ConfigError(f"at_most must be an int of at least 1 (files), got {at_most!r}")
     if using is not None and not callable(using):
         raise ConfigError(f"using must be a function of an object and a path, got {using!r}")
-    _check_format("prefix_fmt", prefix_fmt)
+    try:
+        found = [field for _, field, _, _ in string.Formatter().parse(prefix_fmt)]
+        names = [field for field in found if field is not None]
+        problem = "" if all(f and not f[0].isdigit() for f in names) else "a field has no name"
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise ConfigError(
+            f"prefix_fmt must be a format like '{{epoch}}_', got {prefix_fmt!r}: {problem}"
+        )
     queue = queue_fmt.format(what=what)
     folder = Path("." if under is None else under)
     write = using or write_safely
@@ -190,13 +199,3 @@ class _Fields(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise UnknownNameError("state key", key, map(str, self))
-
-
-def _check_format(name: str, text: str) -> None:
-    try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(text) if field is not None]
-        problem = "" if all(f and not f[0].isdigit() for f in fields) else "a field has no name"
-    except ValueError as error:
-        problem = str(error)
-    if problem:
-        raise ConfigError(f"{name} must be a format like '{{epoch}}_', got {text!r}: {problem}")
