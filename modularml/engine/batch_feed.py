@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,12 @@ from modularml.backends.tensor_operations import Processes
 from modularml.data.execution import ExecutionContext, Layout, WeightSource
 from modularml.data.ids import as_slice
 from modularml.data.lineage import Source
+from modularml.data.view import FeatureSetView
 from modularml.engine.batch_schedule import (
     AlternatingBatches,
+    BatchRows,
     BatchSchedulingPolicy,
+    check_over_batch,
     limited,
     schedule,
     share,
@@ -30,12 +33,11 @@ from modularml.errors import ConfigError, DataError
 from modularml.graph.inputs import CHUNK_BYTES, column_tensor, frozen_outputs, mean_one, pieces
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.model_graph import ModelGraph
-from modularml.graph.plan import StepPlan
 from modularml.graph.segment import InputSlot
 from modularml.samplers import EpochBatches
 from modularml.training import AppliedLoss
 
-__all__ = ["BatchFeed", "check_over_batch"]
+__all__ = ["BatchFeed"]
 
 
 class BatchFeed:
@@ -160,17 +162,17 @@ class BatchFeed:
             )
             self.step = alternating.step
             self._parts = [(p, [self._column(s) for s in p.slots]) for p in alternating.plans]
-            self.layout = self._layout(plan)
-            return
-        columns = [self._column(slot) for slot in plan.slots]
-        if any(column is None for column in columns):  # frozen outputs vary between calls
-            self.plan, self.step = self._plan()
-            columns = [self._column(slot) for slot in self.plan.slots]
-        self._parts, self._buffers = [(self.plan, columns)], {}
-        self.layout = self._layout(self.plan)
+        else:
+            columns = [self._column(slot) for slot in plan.slots]
+            if any(column is None for column in columns):  # frozen outputs vary between calls
+                self.plan, self.step = self._plan()
+                columns = [self._column(slot) for slot in self.plan.slots]
+            self._parts, self._buffers = [(self.plan, columns)], {}
+        self.layout: Layout = replace(self.plan.layout, views=self._views())
 
-    def _layout(self, plan: StepPlan) -> Layout:
-        return replace(plan.layout, views={s: b.view for s, b in self.bound.items()})
+    def _views(self) -> dict[Source, FeatureSetView]:
+        """Return the rows of each source."""
+        return {source: bound.view for source, bound in self.bound.items()}
 
     def stack_member(self, options: StepOptions) -> StackMember:
         """Return what trains this phase's graph as one with others; see `TorchStack`.
@@ -211,12 +213,36 @@ class BatchFeed:
     def epoch(self, epoch: int, first: int = 0) -> tuple[int, Iterator[ExecutionContext]]:
         """Return the number of batches of an epoch, and its steps, from batch `first` on."""
         batches = self._batches(epoch)
-        n_batches, steps = batches[0].n_batches, self._contexts(epoch, batches)
-        if hasattr(self.step, "closing"):  # it accumulates, and must know the last batch
-            counts = self._counts.get(epoch) or [None] * n_batches
-            steps = _with_counts(self.step, counts, steps)
-        self._running = steps
-        return n_batches, islice(steps, first, None) if first else steps
+        n_batches, step = batches[0].n_batches, self.step
+        rows, layout, bundle = BatchRows(self, epoch), self.layout, (self.plan, step, self._version)
+        streams = [self._tensors(0, batches)]
+        if self.alternates:  # with the index of the sampler of each step
+            n = len(batches)
+            places = [np.arange(i, n_batches, n) for i in range(n)]
+            streams = [
+                zip(repeat(i), self._tensors(i, [b.taken(own) for b in batches]), strict=False)
+                for i, own in enumerate(places)
+            ]
+        counts = self._counts.get(epoch) or [None] * n_batches
+        accumulates: Any = step if hasattr(step, "closing") else None
+
+        def steps() -> Iterator[ExecutionContext]:
+            if accumulates is not None:
+                accumulates.begin()
+            try:
+                for i in range(n_batches):
+                    ctx = ExecutionContext(self.phase, epoch, i)
+                    ctx.layout, ctx.plan, ctx.rows = layout, bundle, rows
+                    ctx.tensors = next(streams[i % len(streams)])
+                    if accumulates is not None:  # it must know the last batch
+                        accumulates.closing, accumulates.sizes = i + 1 == n_batches, counts[i]
+                    yield ctx
+            finally:
+                if accumulates is not None:
+                    accumulates.end()
+
+        self._running = steps()
+        return n_batches, islice(self._running, first, None) if first else self._running
 
     def run(self, epoch: int, step: Callable[[Any], Any]) -> None:
         """Call a function of the tensors of each batch of an epoch."""
@@ -276,44 +302,6 @@ class BatchFeed:
                 columns.append(np.add.reduceat(self._weights(weight_source, batches), starts))
         return np.array(columns, dtype=np.float64).T
 
-    def _counted(
-        self, batches: list[EpochBatches]
-    ) -> tuple[list[EpochBatches], list[tuple[float, float]]]:
-        """Return the batches of this process, and the weight of each in the mean."""
-        totals = self._totals(batches)
-        if (totals != totals[:, :1]).any():
-            raise ConfigError(
-                f"phase {self.phase!r}: its losses weight samples differently, so the gradients "
-                "of several batches cannot be combined exactly; leave accumulate=1 and "
-                "data_parallel=False"
-            )
-        row_totals: Array = totals[:, 0]
-        if self.processes is None:
-            return batches, [(total, total) for total in row_totals.tolist()]
-        return share(batches, row_totals, self.processes)
-
-    def _contexts(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
-        rows = _Rows(self, epoch)
-        layout, phase = self.layout, self.phase
-        bundle = self.plan, self.step, self._version
-        batch_tensors = (
-            self._alternating_tensors(batches) if self.alternates else self._tensors(0, batches)
-        )
-        for i, tensors in enumerate(batch_tensors):
-            ctx = ExecutionContext(phase, epoch, i)
-            ctx.layout, ctx.plan, ctx.rows, ctx.tensors = layout, bundle, rows, tensors
-            yield ctx
-
-    def _alternating_tensors(self, batches: list[EpochBatches]) -> Iterator[tuple[int, Any]]:
-        """Yield the index of the sampler of each step, with its tensors."""
-        n, n_samplers = batches[0].n_batches, len(batches)
-        streams = [
-            self._tensors(i, [b.taken(np.arange(i, n, n_samplers)) for b in batches])
-            for i in range(n_samplers)
-        ]
-        for i in range(n):
-            yield i % n_samplers, next(streams[i % n_samplers])
-
     def _tensors(self, part: int, batches: list[EpochBatches]) -> Iterator[Any]:
         plan, columns = self._parts[part]
         streams = [
@@ -332,7 +320,11 @@ class BatchFeed:
         positions = own_batches.rows[slot.role]
         if own_batches.weights is not None:
             positions = np.maximum(positions, 0)  # padding reads row 0, with weight 0
-        rows = slice(0, len(positions)) if own_batches.in_order else self._in_a_row(positions)
+        rows: IntArray | slice = slice(0, len(positions))
+        if not own_batches.in_order:
+            if id(positions) not in self._runs:  # holding them keeps their id from being reused
+                self._runs[id(positions)] = positions, as_slice(positions)
+            rows = self._runs[id(positions)][1]
         span = self.bound[slot.source].view.span if slot.node_id is None else None
         buffers = self._buffers.setdefault(slot, []) if self.reuses_memory else None
         upload = None
@@ -349,13 +341,6 @@ class BatchFeed:
             whole_epoch=self.keeps_epochs,
             chunk_bytes=self.chunk_bytes,
         )
-
-    def _in_a_row(self, rows: IntArray) -> IntArray | slice:
-        """Return consecutive rows as a slice; cached for slots that share rows."""
-        if id(rows) not in self._runs:
-            # holding the rows keeps their id from being reused
-            self._runs[id(rows)] = rows, as_slice(rows)
-        return self._runs[id(rows)][1]
 
     def _batches_of(self, source: Source, batches: list[EpochBatches]) -> EpochBatches:
         """Return the batches that a source reads."""
@@ -379,7 +364,7 @@ class BatchFeed:
         if slot.weight_source is not None:
             return ()
         if slot.node_id is not None:
-            return frozen_outputs(self.plan, slot, {s: b.view for s, b in self.bound.items()})
+            return frozen_outputs(self.plan, slot, self._views())
         return column_tensor(
             view.collection,
             replace(slot, device=None) if self.pin_memory else slot,
@@ -393,13 +378,24 @@ class BatchFeed:
                 cache.clear()
             epochs = [g.sampler.epoch(g.view, epoch) for g in self.watch(self.groups)]
             batches = schedule(epochs, self.policy)
-            self._check_sizes(batches)
+            if len({tuple(b.sizes) for b in batches}) > 1:
+                self._check_sizes(batches)
             n = batches[0].n_batches
             if (n_run := limited(n, self.limit)) < n:
                 batches = [b.taken(np.arange(n_run)) for b in batches]
             self.share_run = n_run / n
             if self._counts_rows:
-                batches, self._counts[epoch] = self._counted(batches)
+                totals = self._totals(batches)
+                if (totals != totals[:, :1]).any():
+                    raise ConfigError(
+                        f"phase {self.phase!r}: its losses weight samples differently, so the "
+                        "gradients of several batches cannot be combined exactly; leave "
+                        "accumulate=1 and data_parallel=False"
+                    )
+                row_totals: Array = totals[:, 0]
+                self._counts[epoch] = [(total, total) for total in row_totals.tolist()]
+                if self.processes is not None:
+                    batches, self._counts[epoch] = share(batches, row_totals, self.processes)
             self._epochs[epoch] = batches
         return self._epochs[epoch]
 
@@ -410,8 +406,6 @@ class BatchFeed:
 
     def _check_sizes(self, batches: list[EpochBatches]) -> None:
         """Refuse batches of different sizes that a node would combine."""
-        if len(batches) == 1 or len({tuple(b.sizes) for b in batches}) == 1:
-            return
         for node_id, label in self.layout.labels.items():
             groups = self._groups_of(node_id)
             if len({tuple(batches[g].sizes) for g in groups}) > 1:
@@ -451,84 +445,3 @@ _ROW_ATTRIBUTES = (
     "alternates",
 )
 """Attributes that determine which rows were in which batch."""
-
-
-def _with_counts(
-    step: Any, counts: Sequence[Any], steps: Iterator[ExecutionContext]
-) -> Iterator[ExecutionContext]:
-    """Pass a step the row count of each batch, and which batch is the last."""
-    step.begin()
-    try:
-        for i, (ctx, sizes) in enumerate(zip(steps, counts, strict=True), 1):
-            step.closing, step.sizes = i == len(counts), sizes
-            yield ctx
-    finally:
-        step.end()
-
-
-class _Rows:
-    """Row numbers of the batches of an epoch, computed on demand."""
-
-    __slots__ = ("_batch", "_weights", "epoch", "feed")
-
-    def __init__(self, feed: BatchFeed, epoch: int) -> None:
-        self.feed, self.epoch = feed, epoch
-        self._batch, self._weights = -1, dict[Any, Mapping[str, Array]]()
-
-    def __call__(self, source: Source, batch: int) -> Mapping[str, IntArray]:
-        bound, epoch_batches = self._batches_of(source)
-        rows = bound.view.valid_indices
-        positions = {role: epoch_batches.batch(batch, role) for role in epoch_batches.rows}
-        if epoch_batches.weights is None:
-            return {role: np.asarray(rows[indices]) for role, indices in positions.items()}
-        return {
-            role: np.where(indices < 0, -1, rows[indices]) for role, indices in positions.items()
-        }
-
-    @property
-    def batches_key(self) -> tuple[int, int]:
-        """Key of the batches; equal keys of two objects mean equal rows."""
-        return id(self.feed), self.epoch
-
-    def joined(self, source: Source, first: int, n: int) -> tuple[dict[str, IntArray], IntArray]:
-        """Return the row numbers of successive batches by role, concatenated, and their bounds."""
-        bound, epoch_batches = self._batches_of(source)
-        rows, bounds = bound.view.valid_indices, epoch_batches.bounds[first : first + n + 1]
-        values = {}
-        for role, positions in epoch_batches.rows.items():
-            taken = positions[bounds[0] : bounds[-1]]
-            values[role] = np.asarray(rows[taken])
-            if epoch_batches.weights is not None:
-                values[role] = np.where(taken < 0, -1, values[role])
-        return values, bounds.astype(np.int64) - bounds[0]
-
-    def weights(self, source: Source, batch: int) -> Mapping[str, Array]:
-        """Return the weights of a batch by role; inputs of one stream share them."""
-        bound, epoch_batches = self._batches_of(source)
-        if epoch_batches.weights is None:
-            return {}
-        if batch != self._batch:
-            self._batch, self._weights = batch, {}
-        key = (bound.group, bound.stream)
-        if key not in self._weights:
-            batch_rows = slice(epoch_batches.bounds[batch], epoch_batches.bounds[batch + 1])
-            self._weights[key] = {role: w[batch_rows] for role, w in epoch_batches.weights.items()}
-        return self._weights[key]
-
-    def _batches_of(self, source: Source) -> tuple[Bound, EpochBatches]:
-        return self.feed.bound[source], self.feed._batches_of(
-            source, self.feed._batches(self.epoch)
-        )
-
-
-def check_over_batch(
-    phase: str, losses: Sequence[AppliedLoss], options: StepOptions, processes: Any
-) -> None:
-    """Refuse to split the batch of a loss that is computed over the whole batch."""
-    batch_losses = [a.label for a in losses if a.loss.over == "batch"]
-    if batch_losses and (options.accumulate > 1 or processes is not None):
-        raise ConfigError(
-            f"phase {phase!r}: losses {batch_losses} are computed over the batch, and "
-            "gradients of several batches do not add up to that of one; leave accumulate=1 "
-            "and data_parallel=False, and use a larger batch_size"
-        )

@@ -1,4 +1,4 @@
-"""Schedules that combine the batches of several samplers, and steps that alternate between them."""
+"""Schedules of the batches of several samplers, steps that alternate, and their rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 
 from modularml._registry import member
 from modularml._typing import Array, IntArray
+from modularml.backends import StepOptions
 from modularml.backends.base import NotFiniteError
 from modularml.backends.tensor_operations import Processes
 from modularml.data.lineage import Source
+from modularml.engine.binding import Bound
 from modularml.errors import ConfigError
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.model_graph import ModelGraph
@@ -25,6 +27,7 @@ __all__ = [
     "AlternatingBatches",
     "BatchSchedulingPolicy",
     "check_limit",
+    "check_over_batch",
     "limited",
     "schedule",
     "share",
@@ -96,6 +99,19 @@ def check_limit(limit: float | None) -> None:
         "limit_batches must be a number of batches of at least 1, or a share of them between 0 and "
         f"1, got {limit!r}"
     )
+
+
+def check_over_batch(
+    phase: str, losses: Sequence[AppliedLoss], options: StepOptions, processes: Any
+) -> None:
+    """Refuse to split the batch of a loss that is computed over the whole batch."""
+    batch_losses = [a.label for a in losses if a.loss.over == "batch"]
+    if batch_losses and (options.accumulate > 1 or processes is not None):
+        raise ConfigError(
+            f"phase {phase!r}: losses {batch_losses} are computed over the batch, and "
+            "gradients of several batches do not add up to that of one; leave accumulate=1 "
+            "and data_parallel=False, and use a larger batch_size"
+        )
 
 
 def limited(n_batches: int, limit: float | None) -> int:
@@ -251,3 +267,57 @@ class AlternatingBatches:
             )
         ]
         return all_losses, all_outputs
+
+
+class BatchRows:
+    """Row numbers of the batches of an epoch, computed on demand."""
+
+    __slots__ = ("_batch", "_weights", "epoch", "feed")
+
+    def __init__(self, feed: Any, epoch: int) -> None:
+        self.feed, self.epoch = feed, epoch
+        self._batch, self._weights = -1, dict[Any, Mapping[str, Array]]()
+
+    def __call__(self, source: Source, batch: int) -> Mapping[str, IntArray]:
+        bound, epoch_batches = self._batches_of(source)
+        rows = bound.view.valid_indices
+        positions = {role: epoch_batches.batch(batch, role) for role in epoch_batches.rows}
+        if epoch_batches.weights is None:
+            return {role: np.asarray(rows[indices]) for role, indices in positions.items()}
+        return {
+            role: np.where(indices < 0, -1, rows[indices]) for role, indices in positions.items()
+        }
+
+    @property
+    def batches_key(self) -> tuple[int, int]:
+        """Key of the batches; equal keys of two objects mean equal rows."""
+        return id(self.feed), self.epoch
+
+    def joined(self, source: Source, first: int, n: int) -> tuple[dict[str, IntArray], IntArray]:
+        """Return the row numbers of successive batches by role, concatenated, and their bounds."""
+        bound, epoch_batches = self._batches_of(source)
+        rows, bounds = bound.view.valid_indices, epoch_batches.bounds[first : first + n + 1]
+        values = {}
+        for role, positions in epoch_batches.rows.items():
+            taken = positions[bounds[0] : bounds[-1]]
+            values[role] = np.asarray(rows[taken])
+            if epoch_batches.weights is not None:
+                values[role] = np.where(taken < 0, -1, values[role])
+        return values, bounds.astype(np.int64) - bounds[0]
+
+    def weights(self, source: Source, batch: int) -> Mapping[str, Array]:
+        """Return the weights of a batch by role; inputs of one stream share them."""
+        bound, epoch_batches = self._batches_of(source)
+        if epoch_batches.weights is None:
+            return {}
+        if batch != self._batch:
+            self._batch, self._weights = batch, {}
+        key = (bound.group, bound.stream)
+        if key not in self._weights:
+            batch_rows = slice(epoch_batches.bounds[batch], epoch_batches.bounds[batch + 1])
+            self._weights[key] = {role: w[batch_rows] for role, w in epoch_batches.weights.items()}
+        return self._weights[key]
+
+    def _batches_of(self, source: Source) -> tuple[Bound, EpochBatches]:
+        batches = self.feed._batches(self.epoch)
+        return self.feed.bound[source], self.feed._batches_of(source, batches)

@@ -12,8 +12,13 @@ from modularml.backends import StepOptions
 from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import column_named
-from modularml.engine.batch_feed import BatchFeed, check_over_batch
-from modularml.engine.batch_schedule import BatchSchedulingPolicy, check_limit, limited
+from modularml.engine.batch_feed import BatchFeed
+from modularml.engine.batch_schedule import (
+    BatchSchedulingPolicy,
+    check_limit,
+    check_over_batch,
+    limited,
+)
 from modularml.engine.binding import InputBinding
 from modularml.engine.callback import Callback
 from modularml.engine.checkpoint_callback import (
