@@ -25,6 +25,7 @@ from modularml.training import AppliedLoss
 
 __all__ = [
     "AlternatingBatches",
+    "BatchRows",
     "BatchSchedulingPolicy",
     "check_limit",
     "check_over_batch",
