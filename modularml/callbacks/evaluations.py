@@ -12,7 +12,8 @@ from modularml.config import Configurable
 from modularml.data.execution import ExecutionContext
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.callback import Callback, CallbackResult, MetricResult, registered
-from modularml.engine.loop import Display, run_phase
+from modularml.engine.display import Display
+from modularml.engine.loop import run_phase
 from modularml.errors import ConfigError
 from modularml.phases.train_eval import EvalPhase
 from modularml.results.eval_results import EvalResults

@@ -280,6 +280,7 @@ class BatchRows:
         self._batch, self._weights = -1, dict[Any, Mapping[str, Array]]()
 
     def __call__(self, source: Source, batch: int) -> Mapping[str, IntArray]:
+        """Return the row numbers of a batch by role; -1 for padding."""
         bound, epoch_batches = self._batches_of(source)
         rows = bound.view.valid_indices
         positions = {role: epoch_batches.batch(batch, role) for role in epoch_batches.rows}

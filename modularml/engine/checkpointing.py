@@ -280,7 +280,32 @@ class Checkpointing(Configurable):
         return [saved.pop(key) for key in older[:n]]
 
 
-def check_checkpointing(checkpointing: object) -> None:
-    """Raise TypeError unless this is a `Checkpointing`."""
-    if not isinstance(checkpointing, Checkpointing):
-        raise TypeError(f"checkpointing must be a Checkpointing or None, got {checkpointing!r}")
+def checked_checkpointing(
+    value: Any, owner: str, save_on: Collection[str], fields: Collection[str]
+) -> Checkpointing | None:
+    """Return a `Checkpointing` or None; refuse hooks and template fields that its owner lacks.
+
+    Parameters
+    ----------
+    value : object
+    owner : str
+        Such as ``"a TrainPhase"``.
+    save_on, fields : collection of str
+        The hooks and the fields of the template that it may have.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    ConfigError
+        If it names others.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Checkpointing):
+        raise TypeError(f"checkpointing must be a Checkpointing or None, got {value!r}")
+    if unknown := set(value.save_on) - set(save_on):
+        raise ConfigError(f"save_on of {owner} may hold {sorted(save_on)}, got {unknown}")
+    template = value.name_template or ""
+    Checkpointing.validate_placeholders(template, frozenset(fields), owner.split()[-1])
+    return value

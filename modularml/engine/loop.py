@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -15,17 +15,17 @@ from modularml.backends import adapter_for
 from modularml.data.execution import ExecutionContext
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.callback import Callback, PhaseHooks
+from modularml.engine.display import BatchBars, Display
 from modularml.engine.losses import check_means, log_losses
 from modularml.engine.lr_scheduling import begin_schedules, check_length
 from modularml.engine.run_state import RunnablePhase, RunState
 from modularml.errors import DataError
 from modularml.graph.model_node import ModelNode
-from modularml.progress import NO_BAR, Bar, bar
+from modularml.progress import Bar
 from modularml.results.phase_results import PhaseResults
 from modularml.results.recording import Recorder, ResultRecording
 
 __all__ = [
-    "Display",
     "EpochOverError",
     "RunningEpoch",
     "batch_runner",
@@ -39,70 +39,7 @@ class EpochOverError(Exception):
     """Raised by a step to skip the rest of its epoch."""
 
 
-@dataclass(frozen=True)
-class Display:
-    """Progress bars: which are drawn, and which stay.
-
-    Bars of samplers and batches appear only after half a second, unless they are to stay.
-    """
-
-    epochs: bool = False
-    batches: bool = False
-    samplers: bool = False
-    keep: bool = False
-    keep_batches: bool = False
-    watch: str = "val_loss"
-
-    @contextmanager
-    def batch_bars(self) -> Iterator[BatchBars]:
-        """Yield a factory of batch bars: one for all epochs, or one per epoch."""
-        if self.keep_batches:
-            yield lambda epoch, n: bar(
-                n, f"epoch {epoch}", show=self.batches, persist=True, unit="batch"
-            )
-            return
-        with bar(None, "", show=self.batches, unit="batch", delay=_SOON) as drawn:
-
-            @contextmanager
-            def again(epoch: int, n_batches: int) -> Iterator[Bar]:
-                drawn.restart(n_batches, f"epoch {epoch}")
-                yield drawn
-                drawn.finish()
-
-            yield again
-
-    @contextmanager
-    def bars(self, label: str, n_epochs: int) -> Iterator[tuple[Bar, BatchBars]]:
-        """Open the bar over epochs, and yield it with the factory of batch bars."""
-        if not (self.epochs or self.batches):
-            yield NO_BAR, lambda epoch, n_batches: nullcontext(NO_BAR)
-            return
-        options = {"show": self.epochs, "persist": self.keep}
-        with bar(n_epochs, label, **options, unit="epoch") as epochs, self.batch_bars() as batches:
-            yield epochs, batches
-
-    def show(self, epochs: Bar, results: PhaseResults | None, epoch: int) -> None:
-        """Advance the bar by one epoch, showing its losses."""
-        if epochs and results is not None:
-            metrics = results._metrics.at_epoch(epoch)
-            epochs.show(**{name: metrics.get(name) for name in ("train_loss", self.watch)})
-        epochs.update()
-
-    def sampling(self, groups: Sequence[Any]) -> Iterator[Any]:
-        """Iterate over samplers under a progress bar."""
-        if not self.samplers:
-            yield from groups
-            return
-        with bar(len(groups), "sampling", show=True, unit="sampler", delay=_SOON) as drawn:
-            for group in groups:
-                yield group
-                drawn.update()
-
-
 logger = logging.getLogger(__name__)
-
-BatchBars = Callable[[int, int], AbstractContextManager[Bar]]
-_SOON = 0.5  # seconds until a nested bar appears
 
 
 def run_phase(
@@ -408,19 +345,19 @@ def _check_ahead(phase: RunnablePhase, feed: BatchFeed, epoch: int, n_batches: i
 
 
 def iterate(
-    phase: RunnablePhase, n_epochs: int, display: Display, results: PhaseResults | None
+    phase: RunnablePhase, display: Display, results: PhaseResults | None
 ) -> Iterator[ExecutionContext]:
     """Yield the steps of a phase to run by hand; add each to results once it ran."""
     graph = phase.graph()
     with (
         graph.frozen_within(phase.freeze or ()),
-        display.bars(phase.label, n_epochs) as (epochs, batches),
+        display.bars(phase.label, phase.n_epochs) as (epochs, batches),
     ):
         feed = phase.feed()
         feed.watch = display.sampling
         if phase.training:
             begin_schedules(phase, feed)
-        for epoch in range(n_epochs):
+        for epoch in range(phase.n_epochs):
             feed.refresh()
             n_batches, steps = feed.epoch(epoch)
             with batches(epoch, n_batches) as batch_bar:

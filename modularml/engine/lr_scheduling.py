@@ -10,7 +10,7 @@ from typing import Any
 
 from modularml._warning import warn
 from modularml.engine.callback import Callback
-from modularml.engine.monitoring import declare_logs, direction
+from modularml.engine.monitoring import check_logged, declare_logs, direction
 from modularml.errors import ConfigError, MetricNotLoggedError
 from modularml.graph.model_graph import ModelGraph
 from modularml.training import Optimizer
@@ -21,6 +21,7 @@ __all__ = [
     "begin_schedules",
     "check_length",
     "check_lengths",
+    "check_monitors",
     "lr_scheduler_callbacks",
 ]
 
@@ -54,6 +55,14 @@ def check_lengths(phases: Iterable[Any], graph: ModelGraph) -> None:
             may_stop = phase.on_nonfinite == "stop" or not declare_logs(phase.callbacks)
             may_stop |= any(hasattr(c, "monitor") or c.measures_time for c in phase.callbacks)
             steps_taken[id(optimizer)] += 0 if may_stop else needed
+
+
+def check_monitors(phase: Any, graph: ModelGraph) -> None:
+    """Refuse schedules of a phase that monitor a metric which no callback logs."""
+    for optimizer in graph.moving_optimizers(phase.active_nodes):
+        schedule = optimizer.lr_schedule
+        if schedule is not None and schedule.monitor is not None:
+            check_logged(schedule.monitor, phase, f"the schedule of {optimizer.name!r}")
 
 
 def moving(phase: Any, graph: ModelGraph) -> list[Optimizer]:

@@ -13,7 +13,7 @@ from modularml.engine.callback import ExperimentCallback
 from modularml.engine.checkpointing import (
     EXPERIMENT_SAVE_ON,
     Checkpointing,
-    check_checkpointing,
+    checked_checkpointing,
 )
 from modularml.errors import ConfigError, MMLKindError, MMLNotFoundError, UnknownNameError
 from modularml.experiment.history import (
@@ -71,16 +71,9 @@ class ExperimentCheckpoints(ContextYaml):
         ConfigError
             If it names hooks or template fields that an experiment lacks.
         """
-        if checkpointing is not None:
-            check_checkpointing(checkpointing)
-            if unknown := set(checkpointing.save_on) - EXPERIMENT_SAVE_ON:
-                raise ConfigError(
-                    f"save_on of an Experiment may hold {sorted(EXPERIMENT_SAVE_ON)}, got {unknown}"
-                )
-            Checkpointing.validate_placeholders(
-                checkpointing.name_template or "", frozenset({"label"}), "Experiment"
-            )
-        self._checkpointing = checkpointing
+        self._checkpointing = checked_checkpointing(
+            checkpointing, "an Experiment", EXPERIMENT_SAVE_ON, ("label",)
+        )
 
     @contextmanager
     def disable_checkpointing(self) -> Iterator[None]:

@@ -17,11 +17,11 @@ from modularml.backends import Backend
 from modularml.engine.callback import EXPERIMENT_HOOKS, ExperimentCallback, Hooks
 from modularml.engine.checkpoint_callback import ExperimentCheckpointCallback, reserve_folder
 from modularml.engine.checkpointing import Checkpointing
+from modularml.engine.display import Display, check_flags
 from modularml.engine.interruption import Interruption, exit_on_signals, is_interruption
-from modularml.engine.loop import Display, phase_epochs
+from modularml.engine.loop import phase_epochs
 from modularml.engine.lr_scheduling import check_lengths
 from modularml.engine.run_state import RunState, restored_on_error, samplers_and_callbacks
-from modularml.errors import UnknownNameError
 from modularml.experiment.resume import config_hash, described_run, resume_from
 from modularml.graph.files import check_storable
 from modularml.io.atomic import Owned
@@ -36,14 +36,13 @@ from modularml.io.randomness import (
 from modularml.loops.events import Event
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase
-from modularml.progress import IN_NOTEBOOK
 from modularml.results.group_results import PhaseGroupResults
 from modularml.results.phase_results import PhaseResults
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ExperimentRun", "History", "Runner", "display_from", "stream_events"]
+__all__ = ["ExperimentRun", "History", "Runner", "stream_events"]
 
 
 def stream_events(
@@ -72,16 +71,6 @@ def stream_events(
         except GeneratorExit:  # the run counts as completed
             with experiment.ctx.activate(), closing(epochs):
                 return
-
-
-_FLAGS = {
-    "show_sampler_progress": True,
-    "show_training_progress": True,
-    "show_eval_progress": False,
-    "persist_progress": IN_NOTEBOOK,
-    "persist_epoch_progress": False,
-    "val_loss_metric": "val_loss",
-}
 
 
 @dataclass
@@ -219,7 +208,7 @@ class Runner:
                 phase,
                 self.experiment,
                 results,
-                display_from(self.flags, phase.training),
+                Display.from_flags(self.flags, training=phase.training),
                 state=None if record is None else RunState.resumed(record),
                 extra_callbacks=[] if self._interruption is None else [self._interruption],
             )
@@ -402,26 +391,3 @@ class Runner:
         for i, sampler in unseeded:
             names = self._number, *self._path, phase.label, i
             sampler.seed_ = derived_seed(seed, "sampler", *names)
-
-
-def check_flags(flags: dict[str, Any]) -> dict[str, Any]:
-    """Return all display flags, with defaults; refuse unknown ones."""
-    for name in flags:
-        if name not in _FLAGS:
-            hint = "Settings of training are arguments of the phase, such as TrainPhase(n_epochs=)"
-            raise UnknownNameError("display flag", name, _FLAGS, hint)
-    return {**_FLAGS, **flags}
-
-
-def display_from(flags: dict[str, Any], training: bool) -> Display:
-    """Return the progress bars of a phase."""
-    if not training:
-        return Display(batches=flags["show_eval_progress"], keep_batches=flags["persist_progress"])
-    return Display(
-        epochs=flags["show_training_progress"],
-        batches=flags["show_training_progress"],
-        samplers=flags["show_sampler_progress"],
-        keep=flags["persist_progress"],
-        keep_batches=flags["persist_epoch_progress"],
-        watch=flags["val_loss_metric"],
-    )

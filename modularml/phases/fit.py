@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Unpack
 
 from modularml.backends.accelerator import Accelerator
@@ -10,7 +10,6 @@ from modularml.data.execution import ExecutionContext
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.binding import InputBinding
 from modularml.engine.callback import Callback
-from modularml.engine.loop import Display, iterate
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.weighted_node import learners, to_fit
 from modularml.phases.phase import ExperimentPhase, PhaseOptions, bindings_from_split
@@ -119,13 +118,3 @@ class FitPhase(ExperimentPhase):
                 node.freeze()
 
         return step
-
-    def iter_execution(self, *, results: FitResults | None = None) -> Iterator[ExecutionContext]:
-        """Return the single step, to run by hand with ``graph.fit_step``.
-
-        Parameters
-        ----------
-        results : FitResults, optional
-            The step is added once it has run.
-        """
-        return iterate(self, 1, Display(), results)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, TypedDict
@@ -18,6 +18,8 @@ from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.batch_schedule import BatchSchedulingPolicy
 from modularml.engine.binding import InputBinding, bind, binding_for, keep_keys, roles_of
 from modularml.engine.callback import Callback
+from modularml.engine.display import Display, check_flags
+from modularml.engine.loop import iterate
 from modularml.engine.run_state import RunState
 from modularml.errors import ConfigError, GraphError, RegistrationError, UnknownNameError
 from modularml.graph.files import ContextYaml
@@ -273,6 +275,26 @@ class ExperimentPhase(Configurable, ContextYaml):
     def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]:
         """Return the function that runs one batch."""
         return partial(run_step, plan=feed.plan, step=feed.step)
+
+    def iter_execution(
+        self, *, results: Any | None = None, **flags: Any
+    ) -> Iterator[ExecutionContext]:
+        """Return the steps of all epochs, to run by hand.
+
+        A step is run with ``train_step``, ``eval_step`` or ``fit_step`` of the graph.
+
+        Parameters
+        ----------
+        results : PhaseResults, optional
+            Of this kind of phase; every step is added once it has run.
+        **flags
+            ``show_sampler_progress``, ``show_training_progress``, ``persist_progress``,
+            ``persist_epoch_progress`` and ``val_loss_metric`` of a training, ``show_eval_progress``
+            and ``persist_progress`` of another phase: which progress bars are drawn, which stay,
+            and the metric shown beside them.
+        """
+        chosen = check_flags({"persist_progress": False, **flags})
+        return iterate(self, Display.from_flags(chosen, training=self.training), results)
 
     def visualize(self) -> Diagram:
         """Draw the inputs of the phase as a diagram."""

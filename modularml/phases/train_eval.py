@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from numbers import Integral
 from operator import attrgetter
 from typing import Any, Literal, Unpack
@@ -26,9 +26,9 @@ from modularml.engine.checkpoint_callback import (
     is_greater_better,
     reserve_folder,
 )
-from modularml.engine.checkpointing import PHASE_SAVE_ON, Checkpointing, check_checkpointing
-from modularml.engine.loop import Display, EpochOverError, iterate
-from modularml.engine.lr_scheduling import lr_scheduler_callbacks
+from modularml.engine.checkpointing import PHASE_SAVE_ON, Checkpointing, checked_checkpointing
+from modularml.engine.loop import EpochOverError
+from modularml.engine.lr_scheduling import check_monitors, lr_scheduler_callbacks
 from modularml.engine.monitoring import check_logged
 from modularml.errors import ConfigError, LossError, NonFiniteLossError, UnknownNameError
 from modularml.graph.model_graph import ModelGraph
@@ -203,7 +203,6 @@ class TrainPhase(ExperimentPhase):
         check_over_batch(label, self.losses, self.step_options(), None)
         self.policy = BatchSchedulingPolicy.from_value(batch_schedule)
         self.recording = ResultRecording.from_value(result_recording)
-        self._checkpointing: Checkpointing | None = None
         self.set_checkpointing(checkpointing)
 
     @classmethod
@@ -250,18 +249,9 @@ class TrainPhase(ExperimentPhase):
         ConfigError
             If it names hooks or template fields that a training phase lacks.
         """
-        if checkpointing is not None:
-            check_checkpointing(checkpointing)
-            if unknown := set(checkpointing.save_on) - PHASE_SAVE_ON:
-                raise ConfigError(
-                    f"save_on of a TrainPhase may hold {sorted(PHASE_SAVE_ON)}, got {unknown}"
-                )
-            Checkpointing.validate_placeholders(
-                checkpointing.name_template or "",
-                frozenset({"phase", "epoch", "batch"}),
-                "TrainPhase",
-            )
-        self._checkpointing = checkpointing
+        self._checkpointing = checked_checkpointing(
+            checkpointing, "a TrainPhase", PHASE_SAVE_ON, ("phase", "epoch", "batch")
+        )
 
     def check(self, graph: ModelGraph) -> None:
         """Check the phase against the graph, and that nodes to freeze are models."""
@@ -276,11 +266,8 @@ class TrainPhase(ExperimentPhase):
     def check_ready(self, experiment: Any) -> None:
         """Check callbacks, monitored metrics and the checkpoint folder before a run."""
         super().check_ready(experiment)
-        graph = experiment.model_graph
-        for optimizer in () if graph is None else graph.moving_optimizers(self.active_nodes):
-            schedule = optimizer.lr_schedule
-            if schedule is not None and schedule.monitor is not None:
-                check_logged(schedule.monitor, self, f"the schedule of {optimizer.name!r}")
+        if experiment.model_graph is not None:
+            check_monitors(self, experiment.model_graph)
         checkpointing = self._checkpointing
         if checkpointing is not None and checkpointing.monitor is not None:
             check_logged(checkpointing.monitor, self, "Checkpointing")
@@ -294,8 +281,8 @@ class TrainPhase(ExperimentPhase):
         first = self.input_sources[0]
         if len(views) > 1 or first.sampler is None:
             return None
-        n_batches: int = first.sampler.epoch(first.resolve_input_view(), 0).n_batches
-        return limited(n_batches, self.limit_batches)
+        batches = first.sampler.epoch(first.resolve_input_view(), 0)
+        return limited(batches.n_batches, self.limit_batches)
 
     def all_callbacks(self) -> list[Callback]:
         """Return the callbacks, with those for learning rates and checkpoints."""
@@ -325,37 +312,6 @@ class TrainPhase(ExperimentPhase):
                 raise EpochOverError from error
 
         return step if self.on_nonfinite != "stop" else step_or_stop
-
-    def iter_execution(
-        self,
-        *,
-        results: TrainResults | None = None,
-        show_sampler_progress: bool = True,
-        show_training_progress: bool = True,
-        persist_progress: bool = False,
-        persist_epoch_progress: bool = False,
-        val_loss_metric: str = "val_loss",
-    ) -> Iterator[ExecutionContext]:
-        """Return the steps of all epochs, to run by hand with ``graph.train_step``.
-
-        Parameters
-        ----------
-        results : TrainResults, optional
-            Every step is added once it has run.
-        show_sampler_progress, show_training_progress, persist_progress, persist_epoch_progress
-            Which progress bars are drawn, and which stay.
-        val_loss_metric : str
-            Metric shown beside the bar.
-        """
-        display = Display(
-            epochs=show_training_progress,
-            batches=show_training_progress,
-            samplers=show_sampler_progress,
-            keep=persist_progress,
-            keep_batches=persist_epoch_progress,
-            watch=val_loss_metric,
-        )
-        return iterate(self, self.n_epochs, display, results)
 
 
 class EvalPhase(ExperimentPhase):
@@ -435,7 +391,6 @@ class EvalPhase(ExperimentPhase):
                 f"limit_batches={limit_batches!r} needs several batches, and {over_batch or label} "
                 "is evaluated on all rows at once; pass batch_size=, and losses over samples alone"
             )
-        self.limit_batches = limit_batches
         value: Any = batch_size
         if value is not None and (not isinstance(value, Integral) or value < 1):
             raise ConfigError(
@@ -445,7 +400,7 @@ class EvalPhase(ExperimentPhase):
             raise ConfigError(f"metrics must name at least one, got {metrics!r}; omit it")
         check_reduce(reduce, per)
         self.metrics, self.group_by, self.batch_size = metrics, group_by, batch_size
-        self.per, self.reduce = per, reduce
+        self.per, self.reduce, self.limit_batches = per, reduce, limit_batches
         find_scores(self.scores)
         for name, column in {"group_by": group_by, "per": per}.items():
             if column is not None and not self.scores:
@@ -493,22 +448,3 @@ class EvalPhase(ExperimentPhase):
         """Create a phase that reads one split; see `TrainPhase.from_split`."""
         bindings = bindings_from_split(label, split, None, options.get("active_nodes"))
         return cls(label, input_sources=bindings, losses=losses, **options)
-
-    def iter_execution(
-        self,
-        *,
-        results: EvalResults | None = None,
-        show_eval_progress: bool = False,
-        persist_progress: bool = False,
-    ) -> Iterator[ExecutionContext]:
-        """Return the steps, to run by hand with ``graph.eval_step``.
-
-        Parameters
-        ----------
-        results : EvalResults, optional
-            Every step is added once it has run.
-        show_eval_progress, persist_progress : bool
-            Whether a progress bar is drawn, and whether it stays.
-        """
-        display = Display(batches=show_eval_progress, keep_batches=persist_progress)
-        return iterate(self, 1, display, results)

@@ -123,7 +123,7 @@ class TestBars:
         assert "epoch 0" not in text
 
     def test_slow_samplers_and_epochs_do(self, monkeypatch):
-        monkeypatch.setattr("modularml.engine.loop._SOON", 0.0)
+        monkeypatch.setattr("modularml.engine.display._SOON", 0.0)
         text = self.run(monkeypatch, show_training_progress=True)
         assert "sampling" in text
         assert "epoch 3" in text
@@ -143,7 +143,7 @@ class TestBars:
         monkeypatch.setattr(progress, "IN_NOTEBOOK", True)
         monkeypatch.setattr(progress, "has", lambda name: widgets)
         monkeypatch.setattr(progress, "tqdm_class", lambda: Counted)
-        monkeypatch.setattr("modularml.engine.loop._SOON", 1e-9)
+        monkeypatch.setattr("modularml.engine.display._SOON", 1e-9)
         run(n_epochs=4, show_sampler_progress=False)
         assert made == (["train", "epoch 0"] if widgets else ["train"])
         assert not progress._drawn

@@ -10,7 +10,8 @@ from modularml._warning import warn
 from modularml.data.batch import as_numpy
 from modularml.data.scaling import LeakWarning
 from modularml.data.selectors import select_one
-from modularml.engine.loop import Display, run_phase
+from modularml.engine.display import Display
+from modularml.engine.loop import run_phase
 from modularml.engine.monitoring import loggers_of, monitors_of
 from modularml.errors import AuditError, ConfigError
 from modularml.experiment import (

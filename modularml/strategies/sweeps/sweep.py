@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from modularml._arguments import Checked, at_least
 from modularml._warning import warn
+from modularml.engine.display import check_flags
 from modularml.engine.interruption import is_interruption
 from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Experiment
-from modularml.experiment.run import check_flags
 from modularml.io.randomness import drawn_seed, unchanged_randomness
 from modularml.progress import bar
 from modularml.strategies.folds.held_out import audit_variant

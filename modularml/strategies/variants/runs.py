@@ -20,12 +20,12 @@ from modularml._arguments import at_least
 from modularml._warning import warn
 from modularml.context import ExperimentContext
 from modularml.engine.callback import EXPERIMENT_HOOKS, ExperimentCallback, Hooks
+from modularml.engine.display import check_flags
 from modularml.engine.interruption import exit_on_signals, is_interruption
 from modularml.engine.stacked import SideBySide, pays
 from modularml.errors import ConfigError, ExecutionError, ModularMLError
 from modularml.experiment import Checkpointing, Experiment, PhaseGroup
 from modularml.experiment.resume import config_hash
-from modularml.experiment.run import check_flags
 from modularml.graph.files import check_storable
 from modularml.io import inspect
 from modularml.io.atomic import temporary_folder
