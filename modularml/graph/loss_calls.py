@@ -17,7 +17,7 @@ from modularml.graph.lineage import masks_of, source_columns_of
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss
 from modularml.training.applied import weigh, weigh_steps
-from modularml.training.loss import LAST_AXIS_MEANS
+from modularml.training.loss_kinds import LAST_AXIS_MEANS
 
 __all__ = [
     "Padding",

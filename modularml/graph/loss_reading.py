@@ -48,7 +48,7 @@ from modularml.graph.node import ComputeNode
 from modularml.graph.segment import Crossing, LossOp, Program
 from modularml.graph.topology import backends_of
 from modularml.training import AppliedLoss, LossInput
-from modularml.training.loss import (
+from modularml.training.loss_kinds import (
     CLASS_INDEX,
     CLASS_LAST,
     CLASS_SET,

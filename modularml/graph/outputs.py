@@ -23,7 +23,7 @@ from modularml.graph.model_node import ModelNode, Pairing
 from modularml.graph.node import ComputeNode
 from modularml.graph.topology import backends_of
 from modularml.training import AppliedLoss
-from modularml.training.loss import CLASS_INDEX, CLASS_SET, MARGINS, SHARES
+from modularml.training.loss_kinds import CLASS_INDEX, CLASS_SET, MARGINS, SHARES
 
 __all__ = [
     "check_clear",

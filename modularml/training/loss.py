@@ -13,114 +13,9 @@ from modularml.backends.fingerprint import Identity, fingerprint
 from modularml.config import Configurable
 from modularml.errors import ConfigError, LossError, UnknownNameError
 from modularml.io.artifact import Saveable
+from modularml.training.loss_kinds import ALIASES, ELEMENTWISE, FRAMEWORKS, NAMES, OVER_BATCH
 
 __all__ = ["Loss"]
-
-ALIASES = {
-    "mae": "l1",
-    "meanabsoluteerror": "l1",
-    "meansquarederror": "mse",
-    "categoricalcrossentropy": "crossentropy",
-    "sparsecategoricalcrossentropy": "crossentropy",
-    "quantile": "pinball",
-    "gaussiannegativeloglikelihood": "gaussiannll",
-    "ce": "crossentropy",
-    "binarycrossentropy": "bce",
-    "binarycrossentropywithlogits": "bcewithlogits",
-    "negativeloglikelihood": "nll",
-    "kl": "kldiv",
-    "kldivergence": "kldiv",
-    "triplet": "tripletmargin",
-    "cosine": "cosineembedding",
-}
-"""Common aliases, lower-case, without underscores and ``loss``."""
-
-CLASS_INDEX = frozenset(
-    {"CrossEntropyLoss", "NLLLoss", "MultiMarginLoss", "SparseCategoricalCrossentropy"}
-)
-"""Losses whose targets are class numbers."""
-
-TAKES_SHARES = frozenset({"CrossEntropyLoss"})
-"""Losses with class-number targets that also accept class probabilities."""
-
-SHARES = frozenset(
-    {"BCELoss", "BCEWithLogitsLoss", "BinaryCrossentropy", "BinaryFocalCrossentropy"}
-)
-"""Losses whose targets are probabilities."""
-
-MARGINS = frozenset(
-    {
-        "SoftMarginLoss",
-        "HingeEmbeddingLoss",
-        "MultiLabelSoftMarginLoss",
-        "Hinge",
-        "SquaredHinge",
-        "CategoricalHinge",
-        "CategoricalCrossentropy",
-        "CategoricalFocalCrossentropy",
-    }
-)
-"""Other losses whose outputs are scores of classes, in no units of their targets."""
-
-CLASS_LAST = frozenset({"SparseCategoricalCrossentropy"})
-"""Losses whose classes are the last axis of the output; for others it is the first."""
-
-CLASS_SET = frozenset({"MultiLabelMarginLoss"})
-"""Losses whose targets are class numbers in the shape of the output."""
-
-ONE_A_SAMPLE = frozenset({"CosineEmbeddingLoss"})
-"""Losses whose target is one number per sample, whatever the shape of the output."""
-
-ELEMENTWISE = frozenset(
-    {
-        "MSELoss",
-        "L1Loss",
-        "HuberLoss",
-        "SmoothL1Loss",
-        "BCELoss",
-        "BCEWithLogitsLoss",
-        "SoftMarginLoss",
-        "PoissonNLLLoss",
-        "KLDivLoss",
-        "MeanSquaredError",
-        "MeanAbsoluteError",
-        "MeanAbsolutePercentageError",
-        "MeanSquaredLogarithmicError",
-        "Huber",
-        "LogCosh",
-        "Poisson",
-        "BinaryCrossentropy",
-        "BinaryFocalCrossentropy",
-        "CategoricalCrossentropy",
-        "CategoricalFocalCrossentropy",
-        "KLDivergence",
-    }
-)
-"""Losses that compare output and target elementwise."""
-
-
-LAST_AXIS_MEANS = frozenset(
-    {
-        "MeanSquaredError",
-        "MeanAbsoluteError",
-        "MeanAbsolutePercentageError",
-        "MeanSquaredLogarithmicError",
-        "Huber",
-        "LogCosh",
-        "Poisson",
-        "BinaryCrossentropy",
-        "BinaryFocalCrossentropy",
-    }
-)
-"""Keras losses that average over the last axis."""
-
-OVER_BATCH = frozenset({"Dice", "Tversky"})
-"""Keras losses that are ratios of sums over the whole batch."""
-
-_FRAMEWORKS = ("torch.nn.", "keras.")
-"""Modules of losses whose meaning is known by their names."""
-
-_NAMES = CLASS_INDEX | SHARES | MARGINS | CLASS_SET | ONE_A_SAMPLE | ELEMENTWISE | OVER_BATCH
 
 
 class Loss(Configurable, Saveable):
@@ -258,10 +153,10 @@ class Loss(Configurable, Saveable):
         own = self.loss.func if isinstance(self.loss, functools.partial) else self.loss
         kind = own if inspect.isroutine(own) else type(own)
         module, name = str(getattr(kind, "__module__", "")), getattr(kind, "__name__", "")
-        if not module.startswith(_FRAMEWORKS) or not inspect.isroutine(own):
-            return name if module.startswith(_FRAMEWORKS) else ""
+        if not module.startswith(FRAMEWORKS) or not inspect.isroutine(own):
+            return name if module.startswith(FRAMEWORKS) else ""
         torch, asked = module.startswith("torch."), _plain(name)
-        names = {_plain(n): n for n in _NAMES if n.endswith("Loss") is torch}
+        names = {_plain(n): n for n in NAMES if n.endswith("Loss") is torch}
         return names.get(asked) or names.get(ALIASES.get(asked, asked) if torch else asked, "")
 
     @property
@@ -284,7 +179,7 @@ class Loss(Configurable, Saveable):
             return name in ELEMENTWISE and "weight" not in kwargs
         reduction = reduction or self.reduction
         if reduction == "none":
-            return isinstance(self.loss, str) or self.cls.__module__.startswith(_FRAMEWORKS)
+            return isinstance(self.loss, str) or self.cls.__module__.startswith(FRAMEWORKS)
         return reduction != "sum" and name in ELEMENTWISE and kwargs.get("weight") is None
 
     @property

@@ -10,11 +10,7 @@ from typing import Any
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
 from modularml.backends.fingerprint import fingerprint
 from modularml.config import Configurable, Stateful
-from modularml.errors import (
-    ConfigError,
-    OptimizerNotSetError,
-    UnknownNameError,
-)
+from modularml.errors import ConfigError, OptimizerNotSetError, UnknownNameError
 from modularml.io.artifact import Saveable
 from modularml.training.schedule import LRSchedule
 
@@ -122,11 +118,7 @@ class Optimizer(Configurable, Stateful, Saveable):
     def name(self) -> str:
         """Name of the optimizer, in lower case."""
         named = self.opt if self.opt is not None else self.factory
-        return (
-            named.lower()
-            if isinstance(named, str)
-            else getattr(named, "__name__", "factory").lower()
-        )
+        return (named if isinstance(named, str) else getattr(named, "__name__", "factory")).lower()
 
     @property
     def cls(self) -> type | None:
@@ -246,15 +238,22 @@ class Optimizer(Configurable, Stateful, Saveable):
             self._set_backend(Backend.from_value(backend))
         if self._backend is None:
             raise ConfigError(f"the backend of {self!r} is not known; pass backend=")
-        named = parameters if isinstance(parameters, Mapping) else None
-        params = list(named.values()) if named is not None else list(parameters or ())
-        if not params:
+        if not isinstance(parameters, Mapping):
+            parameters = {str(i): p for i, p in enumerate(parameters or ())}
+        if not parameters:
             raise ConfigError(f"{self!r} has no parameters to train; pass parameters=")
-        self._build(dict(named or {str(i): p for i, p in enumerate(params)}))
+        self._build(dict(parameters))
 
     def _build(self, named: dict[str, Any], known: Sequence[str] = ()) -> None:
-        params = list(named.values())
-        instance = self._make(params if not self.groups else self._grouped(named, known))
+        params = self._grouped(named, known) if self.groups else list(named.values())
+        if self.factory is not None:
+            instance = self._adapter.adopt_optimizer(self.factory(params), params)
+        else:
+            try:
+                instance = self._adapter.make_optimizer(self._class(), params, self.kwargs)
+            except (TypeError, ValueError) as error:
+                problem = f"{self.name} cannot be built with {self.kwargs}: {error}"
+                raise ConfigError(problem).with_code("MML-408") from error
         if self.lr_schedule is not None:
             self._base_rates = list(self._adapter.learning_rates(instance).values())
         self.scheduler = self._schedule(instance)
@@ -288,7 +287,7 @@ class Optimizer(Configurable, Stateful, Saveable):
         backend : Backend
         owner : str
             Owner of the parameters, for messages.
-        mine : object, optional
+        previous : object, optional
             The framework's optimizer last built for this owner.
         known : sequence of str
             Names of parameters that `groups` may name, including those not trained now.
@@ -427,34 +426,22 @@ class Optimizer(Configurable, Stateful, Saveable):
         A group whose parameters are all frozen now is empty, and is filled once they are unfrozen.
         """
         arguments = self.groups or {}
-        groups_by_name: dict[str, list[Any]] = {"": [], **{name: [] for name in arguments}}
-        names = list(dict.fromkeys([*named, *known]))
-        members = set[str]()
-        for name in names:
+        group_of = {}
+        for name in dict.fromkeys([*named, *known]):
             matching = [key for key in arguments if f"{name}.".startswith(f"{key}.")]
-            key = max(matching, key=len, default="")
-            members.add(key)
-            if name in named:
-                groups_by_name[key].append(named[name])
-        if unknown := [key for key in arguments if key not in members]:
-            parts = {name.rsplit(".", i)[0] for name in names for i in range(name.count(".") + 1)}
+            group_of[name] = max(matching, key=len, default="")
+        if unknown := [key for key in arguments if key not in group_of.values()]:
+            parts = {n.rsplit(".", i)[0] for n in group_of for i in range(n.count(".") + 1)}
             raise UnknownNameError("group of parameters", unknown[0], parts)
-        ungrouped = groups_by_name.pop("")
         groups = [
-            {"params": p, "name": name, **arguments[name]} for name, p in groups_by_name.items()
+            {"params": [p for name, p in named.items() if group_of[name] == key]}
+            for key in ("", *arguments)
         ]
-        return [{"params": ungrouped}, *groups] if "" in members else groups
-
-    def _make(self, params: list[Any]) -> Any:
-        if self.factory is not None:
-            return self._adapter.adopt_optimizer(self.factory(params), params)
-        cls = self._class()
-        try:
-            return self._adapter.make_optimizer(cls, params, self.kwargs)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self.name} cannot be built with {self.kwargs}: {error}").with_code(
-                "MML-408"
-            ) from error
+        named_groups = [
+            {**group, "name": key, **arguments[key]}
+            for group, key in zip(groups[1:], arguments, strict=True)
+        ]
+        return [groups[0], *named_groups] if "" in group_of.values() else named_groups
 
     def _set_backend(self, backend: Backend) -> None:
         if self._backend not in (None, backend):
@@ -472,18 +459,6 @@ class Optimizer(Configurable, Stateful, Saveable):
         if cls is None:
             raise UnknownNameError(f"{adapter.backend.value} optimizer", self.opt, classes)
         return cls
-
-    def _params(self) -> dict[str, Any]:
-        return {
-            "opt": self.opt,
-            "opt_kwargs": self.opt_kwargs,
-            "factory": self.factory,
-            "backend": self._backend,
-            "schedule": self.schedule,
-            "clip_norm": self.clip_norm,
-            "clip_value": self.clip_value,
-            "groups": self.groups,
-        }
 
 
 def _kinds(named: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
