@@ -16,8 +16,14 @@ An event is a dict, one an epoch. A stage takes an iterator of events and return
 Everything is lazy: an epoch is trained when its event is requested.
 """
 
-from modularml.loops.events import Event, NotAnEventError
-from modularml.loops.sinks import collect, collect_jsonl, collect_pd, print_keys
+from modularml.loops.events import (
+    Event,
+    NotAnEventError,
+    collect,
+    collect_jsonl,
+    collect_pd,
+    print_keys,
+)
 from modularml.loops.stages import augment, early_stop, ema, pipe, take, tap, tick
 from modularml.loops.training import LossShapeError, epoch_stream, iter_batches, validation_loss
 

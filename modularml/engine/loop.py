@@ -17,7 +17,7 @@ from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.callback import Callback, PhaseHooks
 from modularml.engine.display import BatchBars, Display
 from modularml.engine.losses import check_means, log_losses
-from modularml.engine.lr_scheduling import begin_schedules, check_length
+from modularml.engine.monitoring import begin_schedules, check_length
 from modularml.engine.run_state import RunnablePhase, RunState
 from modularml.errors import DataError
 from modularml.graph.model_node import ModelNode

@@ -34,10 +34,9 @@ from modularml.io import limits
 from modularml.io.artifact import Contents, read_artifact, write_artifact
 from modularml.io.names import check_label, find_file, folder_at, inside
 from modularml.io.randomness import random_states, set_random_states
-from modularml.phases.group import PhaseGroup
+from modularml.phases.group import PhaseGroup, absent_classes
 from modularml.phases.phase import ExperimentPhase
 from modularml.phases.train_eval import TrainPhase
-from modularml.phases.unavailable import absent_classes
 
 __all__ = ["ExperimentCheckpoints"]
 

@@ -20,7 +20,7 @@ from modularml.engine.checkpointing import Checkpointing
 from modularml.engine.display import Display, check_flags
 from modularml.engine.interruption import Interruption, exit_on_signals, is_interruption
 from modularml.engine.loop import phase_epochs
-from modularml.engine.lr_scheduling import check_lengths
+from modularml.engine.monitoring import check_lengths
 from modularml.engine.run_state import RunState, restored_on_error, samplers_and_callbacks
 from modularml.experiment.resume import config_hash, described_run, resume_from
 from modularml.graph.files import check_storable

@@ -27,7 +27,7 @@ from modularml.graph.files import (
 from modularml.graph.model_graph import ModelGraph
 from modularml.io import inspect
 from modularml.io.artifact import read_artifact
-from modularml.phases.unavailable import callback_from, plan_from
+from modularml.phases.group import callback_from, plan_from
 from modularml.results.recording import ResultsConfig
 
 __all__ = ["ExperimentFiles"]

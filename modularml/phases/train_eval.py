@@ -28,8 +28,7 @@ from modularml.engine.checkpoint_callback import (
 )
 from modularml.engine.checkpointing import PHASE_SAVE_ON, Checkpointing, checked_checkpointing
 from modularml.engine.loop import EpochOverError
-from modularml.engine.lr_scheduling import check_monitors, lr_scheduler_callbacks
-from modularml.engine.monitoring import check_logged
+from modularml.engine.monitoring import check_logged, check_monitors, lr_scheduler_callbacks
 from modularml.errors import ConfigError, LossError, NonFiniteLossError, UnknownNameError
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode

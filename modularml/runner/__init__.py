@@ -13,6 +13,6 @@
 """
 
 from modularml.loops.runner import Event, EventError, Listeners, Runner
-from modularml.loops.saving import read_saved, write_safely
+from modularml.runner.callbacks import read_saved, write_safely
 
 __all__ = ["Event", "EventError", "Listeners", "Runner", "read_saved", "write_safely"]
