@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
+from modularml._registry import member
 from modularml._warning import warn
 from modularml.config import config_registry
 from modularml.errors import ConfigError, RegistrationError, UnknownNameError
@@ -55,16 +56,11 @@ class RegistrationPolicy(enum.Enum):
     @classmethod
     def from_value(cls, value: str | RegistrationPolicy | None) -> RegistrationPolicy:
         """Read a policy from its name; None gives the default."""
-        if isinstance(value, cls):
-            return value
         if value is None:
             usual = "overwrite_warn" if in_ipython() else "error"
             value = os.environ.get("MODULARML_EXP_REGISTRATION_POLICY", usual)
-        names = [policy.value for policy in cls]
-        name = "error" if str(value).lower() == "raise" else str(value).lower()
-        if name not in names:
-            raise UnknownNameError("registration policy", value, names)
-        return cls(name)
+        alias = "error" if str(value).lower() == "raise" else value
+        return member(cls, alias, "registration policy")
 
 
 class ExperimentNode:
@@ -145,8 +141,6 @@ class ExperimentContext:
         self._graph: Any = None
         _contexts.add(self)
 
-    # -- which context is active ------------------------------------------------------------
-
     @classmethod
     def get_active(cls) -> ExperimentContext:
         """Return the active context of this thread or task, made on first use."""
@@ -188,8 +182,6 @@ class ExperimentContext:
             yield
         finally:
             _registering.reset(token)
-
-    # -- nodes ------------------------------------------------------------------------------
 
     @property
     def available_nodes(self) -> dict[str, ExperimentNode]:
@@ -272,7 +264,14 @@ class ExperimentContext:
         taken = {t.node_id: t for t in found if t is not None and t is not node}
         if any(not t.has_rows for t in taken.values()):
             return  # a loaded set waits for these rows: see `FeatureSet.attach`
-        self._make_room(list(taken.values()), node)
+        if taken:
+            first = next(iter(taken.values()))
+            self._replace(
+                _taken_error(first, node.label),
+                f"node {node.label!r} replaces another with that label",
+            )
+        for other in taken.values():
+            del self._nodes[other.node_id]
         self._nodes[node.node_id] = node
         node._context = self
 
@@ -311,10 +310,8 @@ class ExperimentContext:
         _checked_label(new_label)
         taken = self._find(label=new_label)
         if check_label_collision and taken is not None and taken is not node:
-            raise RegistrationError(_taken_message(taken, new_label)).with_code("MML-401")
+            raise _taken_error(taken, new_label)
         node._label = new_label
-
-    # -- graph and experiment ---------------------------------------------------------------
 
     @property
     def model_graph(self) -> Any:
@@ -337,13 +334,13 @@ class ExperimentContext:
         if self._policy is RegistrationPolicy.NO_REGISTER or not _registering.get():
             return
         if self._graph is not None and self._graph is not graph:
-            if self._policy is RegistrationPolicy.ERROR:
-                raise RegistrationError(
+            self._replace(
+                RegistrationError(
                     f"this context has the graph {self._graph.label!r} already; start another "
                     "Experiment, pass register=False, or set the policy to 'overwrite'"
-                )
-            if self._policy is RegistrationPolicy.OVERWRITE_WARN:
-                _warn(f"graph {graph.label!r} replaces {self._graph.label!r} in its context")
+                ),
+                f"graph {graph.label!r} replaces {self._graph.label!r} in its context",
+            )
         self._graph = graph
 
     def get_experiment(self) -> Any:
@@ -355,8 +352,6 @@ class ExperimentContext:
         if reset_registries:
             self._nodes, self._graph = {}, None
         self._experiment = experiment
-
-    # -- loading ----------------------------------------------------------------------------
 
     @contextmanager
     def beside(
@@ -406,8 +401,6 @@ class ExperimentContext:
             for label, node_id in ids.items()
         }
 
-    # -- policy and state -------------------------------------------------------------------
-
     @property
     def registration_policy(self) -> RegistrationPolicy:
         """What happens when a label is taken."""
@@ -454,13 +447,12 @@ class ExperimentContext:
     def _of_type(self, name: str) -> dict[str, Any]:
         return {node_id: node for node_id, node in self._nodes.items() if _is_a(node, name)}
 
-    def _make_room(self, taken: list[ExperimentNode], node: ExperimentNode) -> None:
-        if taken and self._policy is RegistrationPolicy.ERROR:
-            raise RegistrationError(_taken_message(taken[0], node.label)).with_code("MML-401")
-        if taken and self._policy is RegistrationPolicy.OVERWRITE_WARN:
-            _warn(f"node {node.label!r} replaces another with that label")
-        for other in taken:
-            del self._nodes[other.node_id]
+    def _replace(self, error: RegistrationError, warning: str) -> None:
+        """Refuse a replacement, warn of it, or allow it, as the policy says."""
+        if self._policy is RegistrationPolicy.ERROR:
+            raise error
+        if self._policy is RegistrationPolicy.OVERWRITE_WARN:
+            warn(warning, RegistrationWarning)
 
     def _unknown(self, name: str | None) -> UnknownNameError:
         known = [node.label for node in self._nodes.values()]
@@ -495,20 +487,16 @@ def _checked_label(label: object) -> str:
     return label
 
 
-def _taken_message(taken: ExperimentNode, label: str) -> str:
-    return (
+def _taken_error(taken: ExperimentNode, label: str) -> RegistrationError:
+    return RegistrationError(
         f"label {label!r} is taken by a {type(taken).__name__} in this context; choose another "
         f"label, or make room by ExperimentContext.get_active().remove_node(label={label!r}) or "
         "set_registration_policy('overwrite')"
-    )
+    ).with_code("MML-401")
 
 
 def is_run_again(what: str) -> bool:
     """Return whether what is defined again replaces the old one: in IPython, with a warning."""
     if in_ipython():
-        _warn(f"{what}: defined again, and replaced")
+        warn(f"{what}: defined again, and replaced", RegistrationWarning)
     return in_ipython()
-
-
-def _warn(message: str) -> None:
-    warn(message, RegistrationWarning)

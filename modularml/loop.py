@@ -9,7 +9,7 @@ from itertools import repeat
 from typing import Any
 
 from modularml.errors import ConfigError, DataError
-from modularml.loops.checks import check_int
+from modularml.loops.checks import check_int, length_of
 from modularml.loops.stages import Patience
 from modularml.progress import NO_BAR, bar
 
@@ -234,7 +234,7 @@ class Stream:
         """
         if not (hasattr(type(loader), "__iter__") or hasattr(type(loader), "__getitem__")):
             raise ConfigError(f"loader must be an iterable of batches, got {loader!r}")
-        if _length(loader) == 0:
+        if length_of(loader) == 0:
             raise ConfigError("loader must not be empty, got one of length 0")
         self._loader, self._iterator = loader, None
         self._is_exhausted = False  # whether the loader is an iterator without further items
@@ -360,15 +360,7 @@ class Stream:
         if n_items is not None:
             check_int(name, n_items, least, or_inf=True)
             return n_items
-        length = _length(self._loader)
+        length = length_of(self._loader)
         if length is None:
             raise ConfigError(f"{name} must be given, because the loader has no length")
         return length
-
-
-def _length(loader: Any) -> int | None:
-    """Return the length of a loader; None if unknown."""
-    try:
-        return len(loader)
-    except TypeError:
-        return None

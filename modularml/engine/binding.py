@@ -119,7 +119,13 @@ class InputBinding(Configurable):
     def _bind(
         cls, node: Any, upstream: Any, split: str | None, sampler: BaseSampler | None, stream: str
     ) -> InputBinding:
-        head = node if isinstance(node, GraphNode) else _graph_node(node)
+        head = node
+        if not isinstance(node, GraphNode):
+            head = ExperimentContext.get_active().get_node(node)
+            if not isinstance(head, GraphNode):
+                raise GraphError(
+                    f"{node!r} is a {type(head).__name__}; bind a head node of the graph"
+                )
         if isinstance(upstream, FeatureSetView):
             split = split or _split_of(upstream)
             upstream = upstream.source
@@ -363,13 +369,6 @@ def roles_of(bindings: Sequence[InputBinding | Bound]) -> tuple[str, ...]:
     if len(roles) > 1:
         raise ConfigError(f"all samplers of a phase must give the same roles, got {sorted(roles)}")
     return next(iter(roles), (DEFAULT,))
-
-
-def _graph_node(name: str) -> GraphNode:
-    node = ExperimentContext.get_active().get_node(name)
-    if not isinstance(node, GraphNode):
-        raise GraphError(f"{name!r} is a {type(node).__name__}; bind a head node of the graph")
-    return node
 
 
 def _edge(node: GraphNode, upstream: Any) -> FeatureSetReference:

@@ -17,7 +17,7 @@ from contextvars import copy_context
 from itertools import chain
 from typing import Any
 
-from modularml.backends import BackendAdapter, adapter_for
+from modularml.backends import adapter_for
 from modularml.backends.options import NotStackableError, StackMember
 from modularml.data.execution import ExecutionContext
 from modularml.engine.interruption import Signals, is_interruption, shared_signals
@@ -141,8 +141,14 @@ class SideBySide:
             if self._interrupted is not None:
                 raise self._interrupted
         finally:
-            with exclusive_randomness():
-                self._end(running)
+            with exclusive_randomness():  # end the runs that wait
+                own = random_states(plain=False)
+                for member in running:
+                    while not member.ended:
+                        member.reply = self._interrupted or KeyboardInterrupt()
+                        member.turn.release()
+                        self._wait()
+                set_random_states(own)
             if self.signals is not None:
                 self.signals.__exit__(None, None, None)
 
@@ -169,18 +175,6 @@ class SideBySide:
             except BaseException as caught:  # noqa: BLE001 - raised when the run has stopped
                 error = caught
 
-    def _end(self, waiting: Sequence[_Member]) -> None:
-        """End runs that wait."""
-        own = random_states(plain=False)
-        for member in waiting:
-            while not member.ended:
-                member.reply = self._interrupted or KeyboardInterrupt()
-                member.turn.release()
-                self._wait()
-        set_random_states(own)
-
-    # -- training -----------------------------------------------------------------------------
-
     def _train(self, waiting: Sequence[_Member]) -> None:
         """Train the epochs of waiting runs, as far as they can be trained together."""
         left = list(waiting)
@@ -193,22 +187,16 @@ class SideBySide:
                     groups[key].append(member)
             left = []
             for key, group in groups.items():
-                for part in self._parts(group):
-                    if self._train_together(part, key):
+                n = -(-len(group) // self.width)  # parts of nearly equal size
+                for i in range(n):
+                    part = group[i * len(group) // n : (i + 1) * len(group) // n]
+                    if len(part) > 1 and self._train_together(part, key):
                         left += part
         for stack in {id(s): s for _, _, s in self._stacks}.values():
             stack.detach()
 
     def _is_stopping(self) -> bool:
         return self.signals is not None and self.signals.number != 0
-
-    def _parts(self, group: list[_Member]) -> Iterator[list[_Member]]:
-        """Divide members into parts of nearly equal size, of at most `width`."""
-        n = -(-len(group) // self.width)
-        for i in range(n):
-            part = group[i * len(group) // n : (i + 1) * len(group) // n]
-            if len(part) > 1:
-                yield part
 
     def _train_together(self, members: list[_Member], key: Hashable) -> bool:
         """Train the batches that all members have; return whether any were trained."""
@@ -358,8 +346,6 @@ class _Member:
         self._thread = threading.Thread(target=context.run, args=(self._run,), daemon=True)
         self._thread.start()
 
-    # -- in its thread ------------------------------------------------------------------------
-
     def _run(self) -> None:
         self.turn.acquire()
         batch_runner.set(self.run_batches)
@@ -396,7 +382,13 @@ class _Member:
                 raise NotStackableError(f"callback {readers[0].label!r} looks at each batch")
             step = running.feed.stack_member(running.phase.step_options())
             if running.epoch == 0 or self.running is None or self.running.feed is not running.feed:
-                self._check_size(step, running.feed.layout.adapter)
+                adapter, limit = running.feed.layout.adapter, self.runs.most_weights
+                n = sum(adapter.count_parameters(model)[0] for model in step.models)
+                if limit is not None and n > limit:
+                    raise NotStackableError(
+                        f"a model has {n:,} weights, more than {limit:,}, so little time would be "
+                        "saved"
+                    )
             self.step = step
             running.feed.chunk_bytes = _CHUNK_BYTES  # of each member, all of which are in use
             self.running = running
@@ -404,16 +396,6 @@ class _Member:
             if str(error) not in self._reasons:
                 self._reasons.add(str(error))
                 self.runs.note(str(error))
-
-    def _check_size(self, step: StackMember, adapter: BackendAdapter) -> None:
-        limit = self.runs.most_weights
-        n = sum(adapter.count_parameters(model)[0] for model in step.models)
-        if limit is not None and n > limit:
-            raise NotStackableError(
-                f"a model has {n:,} weights, more than {limit:,}, so little time would be saved"
-            )
-
-    # -- while it waits -----------------------------------------------------------------------
 
     @property
     def n_left(self) -> int:

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from modularml.errors import ConfigError
+from modularml.loops.checks import length_of
 from modularml.loops.runner import Event, Listeners, State, look_up
 from modularml.progress import tqdm_class
 
@@ -133,7 +134,7 @@ class ProgressBar(Attachment):
 
     def _open(self, state: State, done: int = 0) -> None:
         self._close(state)
-        total = None if self.n_items in state else _length(state["batches"])
+        total = None if self.n_items in state else length_of(state["batches"])
         options = {"total": total, "initial": done, "mininterval": 0.1, **self.kwargs}
         if state["max_epoch"] > 1:
             options.setdefault("desc", f"epoch {state['epoch']}/{state['max_epoch']}")
@@ -156,13 +157,6 @@ class ProgressBar(Attachment):
         bar, self._bar = self._bar, None
         if bar is not None:
             bar.close()
-
-
-def _length(batches: Any) -> int | None:
-    try:
-        return len(batches)
-    except TypeError:
-        return None
 
 
 class LambdaReducer(Attachment):

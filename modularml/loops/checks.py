@@ -9,7 +9,7 @@ from typing import Any
 
 from modularml.errors import ConfigError, ShapeError
 
-__all__ = ["check_callable", "check_int", "check_module", "check_tensors"]
+__all__ = ["check_callable", "check_int", "check_module", "check_tensors", "length_of"]
 
 
 def check_callable(name: str, value: Any) -> None:
@@ -78,3 +78,11 @@ def check_tensors(name: str, tensors: Any, *, least: int = 1) -> None:
     lengths = [len(tensor) for tensor in tensors]
     if len(set(lengths)) > 1:
         raise ShapeError(f"{name} must have the same number of samples each, got {lengths}")
+
+
+def length_of(iterable: Any) -> int | None:
+    """Return the length of an iterable; None if unknown."""
+    try:
+        return len(iterable)
+    except TypeError:
+        return None
