@@ -20,7 +20,7 @@ from tests.worlds import arrays, experiment, featureset, graph_of, mlp, train_ph
 
 @pytest.fixture
 def interactive(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("modularml.context.in_ipython", "modularml.progress.in_ipython"):
+    for place in ("modularml.context.registration.in_ipython", "modularml.progress.in_ipython"):
         monkeypatch.setattr(place, lambda: True)
 
 

@@ -6,8 +6,6 @@ active context when they are made, and stay bound to it.
 
 from __future__ import annotations
 
-import enum
-import os
 import uuid
 import weakref
 from collections.abc import Iterator, Mapping
@@ -15,52 +13,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
-from modularml._registry import member
 from modularml._warning import warn
 from modularml.config import config_registry
+from modularml.context.registration import RegistrationPolicy, RegistrationWarning
 from modularml.errors import ConfigError, RegistrationError, UnknownNameError
-from modularml.progress import in_ipython
 
-__all__ = [
-    "ExperimentContext",
-    "ExperimentNode",
-    "RegistrationPolicy",
-    "RegistrationWarning",
-    "is_run_again",
-]
-
-
-class RegistrationWarning(UserWarning):
-    """A node took the place of another with the same label."""
-
-
-class RegistrationPolicy(enum.Enum):
-    """What happens when a label is taken.
-
-    The default is read from ``MODULARML_EXP_REGISTRATION_POLICY``; where that is not set, it is
-    ``overwrite_warn`` in IPython, as cells of notebooks run again and again, and ``error`` in a
-    script.
-    ``raise`` is another name of ``error``.
-
-    Examples
-    --------
-    >>> RegistrationPolicy("overwrite").name
-    'OVERWRITE'
-    """
-
-    ERROR = RAISE = "error"
-    OVERWRITE = "overwrite"
-    OVERWRITE_WARN = "overwrite_warn"
-    NO_REGISTER = "no_register"
-
-    @classmethod
-    def from_value(cls, value: str | RegistrationPolicy | None) -> RegistrationPolicy:
-        """Read a policy from its name; None gives the default."""
-        if value is None:
-            usual = "overwrite_warn" if in_ipython() else "error"
-            value = os.environ.get("MODULARML_EXP_REGISTRATION_POLICY", usual)
-        alias = "error" if str(value).lower() == "raise" else value
-        return member(cls, alias, "registration policy")
+__all__ = ["ExperimentContext", "ExperimentNode"]
 
 
 class ExperimentNode:
@@ -232,12 +190,9 @@ class ExperimentContext:
         """
         if [val, node_id, label].count(None) != 2:
             raise ConfigError("give exactly one of val, node_id and label")
-        node = self._find(node_id=node_id, label=label)
-        if val is not None:
-            node = self._find(node_id=val) or self._find(label=val)
+        node = self._find(node_id=node_id or val, label=label or val)
         if node is None:
-            asked = next(x for x in (val, node_id, label) if x is not None)
-            raise self._unknown(asked)
+            raise self._unknown(next(x for x in (val, node_id, label) if x is not None))
         if enforce_type != "ExperimentNode" and not _is_a(node, enforce_type):
             raise TypeError(f"node {node.label!r} is a {type(node).__name__}, not a {enforce_type}")
         return node
@@ -493,10 +448,3 @@ def _taken_error(taken: ExperimentNode, label: str) -> RegistrationError:
         f"label, or make room by ExperimentContext.get_active().remove_node(label={label!r}) or "
         "set_registration_policy('overwrite')"
     ).with_code("MML-401")
-
-
-def is_run_again(what: str) -> bool:
-    """Return whether what is defined again replaces the old one: in IPython, with a warning."""
-    if in_ipython():
-        warn(f"{what}: defined again, and replaced", RegistrationWarning)
-    return in_ipython()
