@@ -12,6 +12,7 @@ from modularml.backends.fingerprint import fingerprint
 from modularml.config import Configurable, Stateful
 from modularml.errors import ConfigError, OptimizerNotSetError, UnknownNameError
 from modularml.io.artifact import Saveable
+from modularml.training.parameters import grouped, kinds_of
 from modularml.training.schedule import LRSchedule
 
 __all__ = ["Optimizer"]
@@ -102,7 +103,7 @@ class Optimizer(Configurable, Stateful, Saveable):
         self._base_rates: list[float] = []
         self._n_steps: int | None = None  # of the phase, where the schedule depends on it
         if isinstance(opt, str) and self._backend is not None:
-            self._class()
+            _ = self.cls  # raise here, not in build
 
     @classmethod
     def from_factory(cls, factory: Callable[..., Any], *, backend: Backend | str) -> Optimizer:
@@ -123,7 +124,14 @@ class Optimizer(Configurable, Stateful, Saveable):
     @property
     def cls(self) -> type | None:
         """Class of the optimizer; None for a factory."""
-        return self._class() if self.opt is not None else None
+        if not isinstance(self.opt, str):
+            return self.opt
+        adapter = self._adapter
+        classes = {n.lower(): c for n, c in adapter.optimizers().items()}
+        cls = classes.get(self.opt.lower().replace("_", ""))
+        if cls is None:
+            raise UnknownNameError(f"{adapter.backend.value} optimizer", self.opt, classes)
+        return cls
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -245,12 +253,12 @@ class Optimizer(Configurable, Stateful, Saveable):
         self._build(dict(parameters))
 
     def _build(self, named: dict[str, Any], known: Sequence[str] = ()) -> None:
-        params = self._grouped(named, known) if self.groups else list(named.values())
+        params = grouped(named, known, self.groups) if self.groups else list(named.values())
         if self.factory is not None:
             instance = self._adapter.adopt_optimizer(self.factory(params), params)
         else:
             try:
-                instance = self._adapter.make_optimizer(self._class(), params, self.kwargs)
+                instance = self._adapter.make_optimizer(self.cls, params, self.kwargs)
             except (TypeError, ValueError) as error:
                 problem = f"{self.name} cannot be built with {self.kwargs}: {error}"
                 raise ConfigError(problem).with_code("MML-408") from error
@@ -258,7 +266,7 @@ class Optimizer(Configurable, Stateful, Saveable):
             self._base_rates = list(self._adapter.learning_rates(instance).values())
         self.scheduler = self._schedule(instance)
         self.instance, self._named = instance, named
-        self._kinds, self._settings = _kinds(named), self._current_settings()
+        self._kinds, self._settings = kinds_of(named), self._current_settings()
         pending, self._pending = self._pending, None
         if pending is not None:
             self.set_state(pending)
@@ -307,7 +315,7 @@ class Optimizer(Configurable, Stateful, Saveable):
         same = self._named.keys() == named.keys() and all(
             self._named[name] is p for name, p in named.items()
         )
-        if same and self._kinds == _kinds(named) and self._settings == settings:
+        if same and self._kinds == kinds_of(named) and self._settings == settings:
             return
         if self.instance is not previous and len(self.missing(named)) == len(named):
             raise OptimizerNotSetError(
@@ -420,50 +428,9 @@ class Optimizer(Configurable, Stateful, Saveable):
         settings |= {"schedule": None if schedule is None else schedule._params(), **self.kwargs}
         return {name: fingerprint(value) for name, value in settings.items()}
 
-    def _grouped(self, named: Mapping[str, Any], known: Sequence[str]) -> list[Any]:
-        """Return parameters in groups, first those in no group.
-
-        A group whose parameters are all frozen now is empty, and is filled once they are unfrozen.
-        """
-        arguments = self.groups or {}
-        group_of = {}
-        for name in dict.fromkeys([*named, *known]):
-            matching = [key for key in arguments if f"{name}.".startswith(f"{key}.")]
-            group_of[name] = max(matching, key=len, default="")
-        if unknown := [key for key in arguments if key not in group_of.values()]:
-            parts = {n.rsplit(".", i)[0] for n in group_of for i in range(n.count(".") + 1)}
-            raise UnknownNameError("group of parameters", unknown[0], parts)
-        groups = [
-            {"params": [p for name, p in named.items() if group_of[name] == key]}
-            for key in ("", *arguments)
-        ]
-        named_groups = [
-            {**group, "name": key, **arguments[key]}
-            for group, key in zip(groups[1:], arguments, strict=True)
-        ]
-        return [groups[0], *named_groups] if "" in group_of.values() else named_groups
-
     def _set_backend(self, backend: Backend) -> None:
         if self._backend not in (None, backend):
             raise ConfigError(
                 f"optimizer {self.name!r} belongs to {self._backend.value}, not to {backend.value}"
             )
         self._backend = backend
-
-    def _class(self) -> type:
-        if inspect.isclass(self.opt):
-            return self.opt
-        adapter = self._adapter
-        classes = {n.lower(): c for n, c in adapter.optimizers().items()}
-        cls = classes.get(str(self.opt).lower().replace("_", ""))
-        if cls is None:
-            raise UnknownNameError(f"{adapter.backend.value} optimizer", self.opt, classes)
-        return cls
-
-
-def _kinds(named: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """Return shape, dtype and device of parameters by name."""
-    return {
-        name: (tuple(p.shape), str(p.dtype), str(getattr(p, "device", "")))
-        for name, p in named.items()
-    }
