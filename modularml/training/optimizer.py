@@ -257,8 +257,9 @@ class Optimizer(Configurable, Stateful, Saveable):
         if self.factory is not None:
             instance = self._adapter.adopt_optimizer(self.factory(params), params)
         else:
+            cls: Any = self.cls
             try:
-                instance = self._adapter.make_optimizer(self.cls, params, self.kwargs)
+                instance = self._adapter.make_optimizer(cls, params, self.kwargs)
             except (TypeError, ValueError) as error:
                 problem = f"{self.name} cannot be built with {self.kwargs}: {error}"
                 raise ConfigError(problem).with_code("MML-408") from error
