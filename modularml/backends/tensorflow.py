@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -14,12 +13,11 @@ import numpy as np
 from modularml._optional import require
 from modularml._private.keras import all_layers, mask_of, move, remember_trained
 from modularml._typing import Array, IntArray, Shape
-from modularml.backends import tensorflow_losses
+from modularml.backends import tensorflow_losses, tensorflow_models, tensorflow_optimizers
 from modularml.backends.base import (
     Backend,
     BackendAdapter,
     Compute,
-    NotFiniteError,
     Step,
     check_moments,
     classes_of,
@@ -28,33 +26,13 @@ from modularml.backends.fingerprint import Identity, checksum
 from modularml.backends.layouts import InputShape
 from modularml.backends.options import PLAIN, StepOptions
 from modularml.backends.tensor_operations import PAD_MODES
-from modularml.backends.tensorflow_models import (
-    OwnLosses,
-    check_model,
-    check_names,
-    compiled,
-    declared_inputs,
-    has_own_losses,
-    is_half,
-    joint_weights,
-    masked,
-    regularized,
-)
-from modularml.backends.tensorflow_optimizers import (
-    KerasGroups,
-    KerasSchedule,
-    load_state,
-    parts,
-    scaling,
-    state_of,
-    trained,
-)
 from modularml.backends.tensorflow_step import (
+    ROWS,
     ExtendedStep,
-    any_rows,
+    PlainStep,
+    called,
     clipped,
     in_precision,
-    several_steps,
 )
 from modularml.errors import (
     BackendNotSupportedError,
@@ -115,10 +93,10 @@ class TensorflowAdapter(BackendAdapter):
 
     def check_rows(self, values: Any, like: Any, problem: str) -> None:
         rows = [tf.shape(tensor)[0] for tensor in (values, like)]
-        tf.debugging.assert_equal(*rows, message=f"{_ROWS}{problem}")
+        tf.debugging.assert_equal(*rows, message=f"{ROWS}{problem}")
 
     def loss_dtype(self, kind: str, model: Any) -> Any:
-        return tf.int64 if kind == "index" else _float_dtype(model)
+        return tf.int64 if kind == "index" else tensorflow_models.float_dtype(model)
 
     def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
         """Return rows of a tensor in the given order; `into` is ignored."""
@@ -207,11 +185,8 @@ class TensorflowAdapter(BackendAdapter):
     def shared(self, models: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         """Return the nodes that share a whole model, the only sharing Keras restores."""
         first: dict[int, str] = {}
-        models_by_label = {label: id(m.inner) for label, m in models.items() if m.inner is not None}
-        pairs = [
-            (first.setdefault(model_id, label), label)
-            for label, model_id in models_by_label.items()
-        ]
+        built = {label: id(m.inner) for label, m in models.items() if m.inner is not None}
+        pairs = [(first.setdefault(model_id, label), label) for label, model_id in built.items()]
         return [(source, "", other, "") for source, other in pairs if source != other]
 
     def tie(self, source: Any, name: str, target: Any, again: str) -> None:
@@ -284,11 +259,17 @@ class TensorflowAdapter(BackendAdapter):
     def input_dtype(
         self, model: Any, shape: Shape | None = None, *, whole: bool = False, category: bool = False
     ) -> Any:
-        inner, floating = None if model is None else model.inner, _float_dtype(model)
+        inner, floating = (
+            None if model is None else model.inner,
+            tensorflow_models.float_dtype(model),
+        )
         if inner is None or shape is None:
             return floating
-        if isinstance(inner, keras.Sequential) and _looks_up(inner):
-            return tf.int64  # Keras would truncate fractions
+        if isinstance(inner, keras.Sequential):
+            passing = keras.layers.InputLayer, keras.layers.Flatten, keras.layers.Reshape
+            first = next((la for la in inner.layers if not isinstance(la, passing)), None)
+            if isinstance(first, keras.layers.Embedding):
+                return tf.int64  # Keras would truncate fractions
         if declared := getattr(inner, "inputs", None):
             return tf.as_dtype(declared[0].dtype)
         embeds = any(isinstance(it, keras.layers.Embedding) for it in all_layers(inner))
@@ -297,9 +278,9 @@ class TensorflowAdapter(BackendAdapter):
     def _dtypes_of_several(
         self, model: Any, shape: InputShape, kinds: Sequence[tuple[bool, bool]]
     ) -> list[Any]:
-        inner, floating = model.inner, _float_dtype(model)
-        if (declared := declared_inputs(inner)) is not None:
-            names = check_names(inner, shape)
+        inner, floating = model.inner, tensorflow_models.float_dtype(model)
+        if (declared := tensorflow_models.declared_inputs(inner)) is not None:
+            names = tensorflow_models.check_names(inner, shape)
             return [tf.as_dtype(declared[name].dtype) for name in names]
         embeds = any(isinstance(it, keras.layers.Embedding) for it in all_layers(inner))
         return [
@@ -307,9 +288,8 @@ class TensorflowAdapter(BackendAdapter):
         ]
 
     def exact_integers(self, dtype: Any) -> int | None:
-        return {tf.bfloat16: 2**8, tf.float16: 2**11, tf.float32: 2**24, tf.float64: 2**53}.get(
-            dtype
-        )
+        bits = {tf.bfloat16: 8, tf.float16: 11, tf.float32: 24, tf.float64: 53}.get(dtype)
+        return None if bits is None else 2**bits
 
     # -- training -----------------------------------------------------------------------------
 
@@ -328,7 +308,7 @@ class TensorflowAdapter(BackendAdapter):
                 arguments = {**kwargs, **group}
                 name, params = arguments.pop("name", "default"), arguments.pop("params")
                 optimizers[name] = self.make_optimizer(cls, params, arguments)
-            return KerasGroups(optimizers)
+            return tensorflow_optimizers.KerasGroups(optimizers)
         chosen = {_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
         if "betas" in chosen:
             chosen["beta_1"], chosen["beta_2"] = chosen.pop("betas")
@@ -346,14 +326,13 @@ class TensorflowAdapter(BackendAdapter):
             raise ValueError("a TensorFlow optimizer needs gradients; pass grads=")
         optimizer.apply(list(grads), None if variables is None else list(variables))
 
-    def optimizer_state(self, optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
-        return state_of(optimizer, named)
+    optimizer_state = staticmethod(tensorflow_optimizers.state_of)
 
     def load_optimizer_state(
         self, optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any]
     ) -> None:
         check_moments(state, list(named))
-        load_state(optimizer, named, state)
+        tensorflow_optimizers.load_state(optimizer, named, state)
 
     def schedules(self) -> Mapping[str, type]:
         module = keras.optimizers.schedules
@@ -361,16 +340,17 @@ class TensorflowAdapter(BackendAdapter):
 
     def make_schedule(self, schedule: Any, optimizer: Any, kwargs: Mapping[str, Any]) -> Any:
         """Create a schedule that steps when called."""
-        return KerasSchedule(optimizer, schedule, kwargs)
+        return tensorflow_optimizers.KerasSchedule(optimizer, schedule, kwargs)
 
     def learning_rates(self, optimizer: Any) -> dict[str, float]:
         """Return the learning rate of each group of variables; ``default`` for the rest."""
-        return {name: float(part.learning_rate) for name, part in parts(optimizer).items()}
+        parts = tensorflow_optimizers.parts(optimizer)
+        return {name: float(part.learning_rate) for name, part in parts.items()}
 
     def set_learning_rates(
         self, optimizer: Any, rates: Sequence[float], *, initial: bool = False
     ) -> None:
-        for part, rate in zip(parts(optimizer).values(), rates, strict=True):
+        for part, rate in zip(tensorflow_optimizers.parts(optimizer).values(), rates, strict=True):
             part.learning_rate.assign(rate)
 
     def clip_gradients(
@@ -381,23 +361,21 @@ class TensorflowAdapter(BackendAdapter):
 
     def compile(self, model: Any) -> Any:
         """Return a model compiled by XLA."""
-        run = compiled(lambda x: (model(x), []))
+        run = tensorflow_models.compiled(lambda x: (model(x), []))
         return lambda x: run(x)[0]
 
-    def check_model(self, model: Any, label: str, *, training: bool, losses: bool) -> None:
-        check_model(model, label, training=training, losses=losses)
+    check_model = staticmethod(tensorflow_models.check_model)
 
     def own_losses(self, models: Sequence[Any], *, compiles: bool) -> list[Any]:
         collectors: list[Any] = []
-        regularized_before: list[Any] = []  # shared weights are regularized once
+        before: list[Any] = []  # shared weights are regularized once
         for model in models:
-            collector = None
-            if has_own_losses(model, self.input_dtypes(model, model.input_shape)):
-                collector = OwnLosses(
-                    model, _float_dtype(model), regularized_before, compiles=compiles
-                )
-                regularized_before = regularized_before + regularized(model)
-            collectors.append(collector)
+            dtypes = self.input_dtypes(model, model.input_shape)
+            own = None
+            if tensorflow_models.has_own_losses(model, dtypes):
+                own = tensorflow_models.OwnLosses(model, before, compiles=compiles)
+            collectors.append(own)
+            before = before + tensorflow_models.regularized(model)
         return collectors
 
     def makes_masks(self, model: Any) -> bool:
@@ -412,22 +390,19 @@ class TensorflowAdapter(BackendAdapter):
 
     def loss_values(self, values: Any, args: Sequence[Any]) -> Any:
         masks = [mask for arg in args if (mask := mask_of(arg)) is not None]
-        return masked(values, masks) if masks else values
+        return tensorflow_models.masked(values, masks) if masks else values
 
     def joint_weights(self, weights: Any, args: Sequence[Any]) -> Any:
         masks = [mask for arg in args if (mask := mask_of(arg)) is not None]
-        return joint_weights(weights, masks) if masks else weights
+        return tensorflow_models.joint_weights(weights, masks) if masks else weights
 
     def options_for(self, options: StepOptions) -> StepOptions:
-        half = options.precision == "float32" and any(map(is_half, options.models))
+        half = options.precision == "float32" and any(
+            map(tensorflow_models.is_half, options.models)
+        )
         return replace(options, scale_loss=True) if half else options
 
-    def finish_training(self, optimizer: Any) -> None:
-        for part in parts(optimizer).values():
-            fixed = [(v, v.numpy()) for v in trained(part) if not v.trainable]
-            part.finalize_variable_values(trained(part))
-            for variable, value in fixed:
-                variable.assign(value)
+    finish_training = staticmethod(tensorflow_optimizers.finish)
 
     def train_step(
         self, compute: Compute, optimizers: Sequence[Any], options: StepOptions | None = None
@@ -439,7 +414,7 @@ class TensorflowAdapter(BackendAdapter):
         options = options or PLAIN
         if options.precision != "float32":
             compute = in_precision(compute, options)
-        scale = scaling(optimizers)
+        scale = tensorflow_optimizers.scaling(optimizers)
         if scale is not None:
             options = replace(options, scale_loss=False)
             if not options.is_plain:
@@ -450,35 +425,11 @@ class TensorflowAdapter(BackendAdapter):
                 )
         if options.precision == "fp16" or not replace(options, precision="float32").is_plain:
             return ExtendedStep(compute, optimizers, options)
-        trainable = [[v for v in trained(o) if v.trainable] for o in optimizers]
-        watched = [v.value for variables in trainable for v in variables]
-
-        def gradients(inputs: Sequence[Any]) -> tuple[Any, ...]:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(watched)
-                total, losses, outputs = compute(inputs)
-                total = total if scale is None else scale(total)
-            return losses, outputs, tape.gradient(total, watched)
-
-        def update(grads: Sequence[Any]) -> None:
-            left = iter(grads)
-            for optimizer, variables in zip(optimizers, trainable, strict=True):
-                pairs = [(g, v) for v in variables if (g := next(left)) is not None]
-                if pairs:
-                    optimizer.apply(*map(list, zip(*pairs, strict=True)))
-
-        def run(*inputs: Any) -> Any:
-            losses, outputs, grads = gradients(inputs)
-            with tf.control_dependencies(_checked(losses)):
-                update(grads)
-            return losses, outputs
-
-        several = several_steps(gradients, update, compiles=options.compile)
-        return _GraphStep(_called(run), several)
+        return PlainStep(compute, optimizers, scale, compiles=options.compile)
 
     def eval_step(self, compute: Compute) -> Step:
         """Return a function that computes losses and outputs, as one ``tf.function``."""
-        return _called(lambda *inputs: compute(inputs)[1:])
+        return called(lambda *inputs: compute(inputs)[1:])
 
     def check_device(self, device: str) -> Any:
         kind, _, index = device.partition(":")
@@ -493,86 +444,6 @@ class TensorflowAdapter(BackendAdapter):
 
 _SPELLINGS = {"lr": "learning_rate", "eps": "epsilon", "alpha": "rho"}
 """Keras' names of optimizer arguments, by torch's names."""
-
-_MARK, _ROWS = "modularml loss ", "modularml rows: "
-
-
-def _checked(losses: Sequence[Any]) -> list[Any]:
-    """Return losses with checks that fail if one is not finite."""
-    check = tf.raw_ops.CheckNumericsV2
-    return [check(tensor=loss, message=f"{_MARK}{i}") for i, loss in enumerate(losses)]
-
-
-def _called(run: Callable[..., Any]) -> Step:
-    """Return a function as one graph; failed checks become errors of losses."""
-    graph = any_rows(run)
-
-    def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-        try:
-            losses, outputs = graph(*inputs)
-        except tf.errors.InvalidArgumentError as error:
-            if _ROWS in error.message:
-                problem = error.message.split(_ROWS)[1].split("] [")[0].replace("\\'", "'")
-                raise LossError(problem) from None
-            match = re.search(rf"{_MARK}(\d+) : Tensor had (.*) values", error.message)
-            if match is None:
-                raise
-            value = {"-Inf": -math.inf, "+Inf": math.inf}.get(match[2], math.nan)
-            raise NotFiniteError(int(match[1]), value) from None
-        return losses, outputs
-
-    return step
-
-
-class _GraphStep:
-    """A plain training step, and one of several batches of one shape in one call.
-
-    Parameters
-    ----------
-    step : callable
-    several : callable
-        See `several_steps`.
-    """
-
-    def __init__(self, step: Step, several: Callable[..., Any]) -> None:
-        self._step, self._several = step, several
-        self._error: NotFiniteError | None = None
-
-    def __call__(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-        if self._error is not None:  # of this batch, whose losses are known
-            error, self._error = self._error, None
-            raise error
-        return self._step(inputs)
-
-    def several(
-        self, inputs: Sequence[Sequence[Any]], like: Sequence[Any] | None
-    ) -> tuple[Sequence[Any], Sequence[Any]] | None:
-        """Return losses and outputs of each batch, up to one whose losses are not finite.
-
-        The next call of the step, for that batch, raises its error. None if it is not supported.
-        """
-        done = self._several(inputs, like)
-        if done is None:
-            return None
-        losses, outputs = done
-        for place, value in enumerate(losses[-1]):
-            if not math.isfinite(value):
-                self._error = NotFiniteError(place, value)
-                return losses[:-1], outputs[:-1]
-        return losses, outputs
-
-
-def _looks_up(model: Any) -> bool:
-    """Return whether the first computing layer is an Embedding."""
-    passing = keras.layers.InputLayer, keras.layers.Flatten, keras.layers.Reshape
-    first = next((layer for layer in model.layers if not isinstance(layer, passing)), None)
-    return isinstance(first, keras.layers.Embedding)
-
-
-def _float_dtype(model: Any) -> Any:
-    """Return the dtype of a model's weights."""
-    inner = None if model is None else model.inner
-    return tf.as_dtype(keras.config.floatx() if inner is None else inner.variable_dtype)
 
 
 adapter = TensorflowAdapter()

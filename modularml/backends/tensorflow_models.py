@@ -22,6 +22,7 @@ __all__ = [
     "check_names",
     "compiled",
     "declared_inputs",
+    "float_dtype",
     "has_own_losses",
     "is_half",
     "joint_weights",
@@ -66,16 +67,14 @@ class OwnLosses:
     Parameters
     ----------
     module : TensorflowBaseModel
-    dtype : tf.DType
-        Of the total.
     skip : sequence of variable
         Weights whose regularizers are counted for another model of the step.
     compiles : bool
         Whether XLA compiles the call.
     """
 
-    def __init__(self, module: Any, dtype: Any, skip: Sequence[Any], *, compiles: bool) -> None:
-        self.module, self.dtype = module, dtype
+    def __init__(self, module: Any, skip: Sequence[Any], *, compiles: bool) -> None:
+        self.module, self.dtype = module, float_dtype(module)
         self.skip = {id(v) for v in skip}
         self.added: list[Any] = []
         self.run = compiled(self._run) if compiles else self._run
@@ -201,7 +200,7 @@ def check_layers(inner: Any) -> None:
             )
 
 
-def check_model(module: Any, label: str, *, training: bool, losses: bool) -> None:
+def check_model(model: Any, label: str, *, training: bool, losses: bool) -> None:
     """Refuse custom methods of a model that would not be called, and warn of settings.
 
     Raises
@@ -209,8 +208,8 @@ def check_model(module: Any, label: str, *, training: bool, losses: bool) -> Non
     BackendNotSupportedError
         If its class overrides Keras' training, evaluation or prediction step.
     """
-    inner = module.inner
-    cls = module.get_init_args().get("model_class") if inner is None else type(inner)
+    inner = model.inner
+    cls = model.get_init_args().get("model_class") if inner is None else type(inner)
     if not inspect.isclass(cls) or not issubclass(cls, keras.Model):
         return
     overridden = [
@@ -223,9 +222,9 @@ def check_model(module: Any, label: str, *, training: bool, losses: bool) -> Non
                 f"node {label!r}: {cls.__name__} overrides {name}, which is not called here; "
                 f"{_STEPS[name]}"
             )
-    if not training or inner is None or module.__dict__.get("_told_of_settings"):
+    if not training or inner is None or model.__dict__.get("_told_of_settings"):
         return
-    module._told_of_settings = True
+    model._told_of_settings = True
     unused = ["the loss, the optimizer and other settings of compile()"] if inner.compiled else []
     names = [m.name for m in inner.metrics if m.name != "loss"]
     if type(inner).compute_metrics is not keras.Model.compute_metrics:
@@ -241,6 +240,12 @@ def check_model(module: Any, label: str, *, training: bool, losses: bool) -> Non
 def is_half(module: Any) -> bool:
     """Return whether a model has the policy mixed_float16, so its loss must be scaled."""
     return any(la.dtype_policy.name == "mixed_float16" for la in all_layers(module.inner))
+
+
+def float_dtype(model: Any) -> Any:
+    """Return the dtype of a model's weights."""
+    inner = None if model is None else model.inner
+    return tf.as_dtype(keras.config.floatx() if inner is None else inner.variable_dtype)
 
 
 def masked(values: Any, masks: Sequence[Any]) -> Any:

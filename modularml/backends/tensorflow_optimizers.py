@@ -15,6 +15,7 @@ __all__ = [
     "KerasGroups",
     "KerasSchedule",
     "LossScale",
+    "finish",
     "load_state",
     "parts",
     "scaling",
@@ -164,6 +165,15 @@ def load_state(optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any
                 slots[name][slot].assign(value)
         for name in others.keys() & stored.get(group, {}).keys():
             others[name].assign(stored[group][name])
+
+
+def finish(optimizer: Any) -> None:
+    """Run an optimizer's final update, such as applying weight averages."""
+    for part in parts(optimizer).values():
+        fixed = [(v, v.numpy()) for v in trained(part) if not v.trainable]
+        part.finalize_variable_values(trained(part))
+        for variable, value in fixed:
+            variable.assign(value)
 
 
 def _slots(

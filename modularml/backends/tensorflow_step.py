@@ -1,12 +1,10 @@
-"""TensorFlow training steps with clipping, accumulation, skipping or precision.
-
-The plain step is in `modularml.backends.tensorflow`.
-"""
+"""TensorFlow training steps: plain ones, and those with `StepOptions`."""
 
 from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,13 +12,25 @@ from typing import Any
 import tensorflow as tf
 
 from modularml._private.keras import all_layers
-from modularml.backends.base import Compute, NotFiniteError
+from modularml.backends.base import Compute, NotFiniteError, Step
 from modularml.backends.options import StepOptions
 from modularml.backends.tensorflow_optimizers import LossScale, trained
+from modularml.errors import LossError
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["ExtendedStep", "any_rows", "clipped", "in_precision", "several_steps"]
+__all__ = [
+    "ROWS",
+    "ExtendedStep",
+    "PlainStep",
+    "any_rows",
+    "called",
+    "clipped",
+    "in_precision",
+    "several_steps",
+]
+
+_MARK, ROWS = "modularml loss ", "modularml rows: "
 
 
 def any_rows(run: Callable[..., Any], n_scalars: int = 0) -> Callable[..., Any]:
@@ -133,6 +143,96 @@ def _loop(
     )
     tables = [a.stack() for a in arrays]
     return i, tables[:n_losses], tables[n_losses:]
+
+
+def called(run: Callable[..., Any]) -> Step:
+    """Return a function as one graph; failed checks become errors of losses."""
+    graph = any_rows(run)
+
+    def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        try:
+            losses, outputs = graph(*inputs)
+        except tf.errors.InvalidArgumentError as error:
+            if ROWS in error.message:
+                problem = error.message.split(ROWS)[1].split("] [")[0].replace("\\'", "'")
+                raise LossError(problem) from None
+            match = re.search(rf"{_MARK}(\d+) : Tensor had (.*) values", error.message)
+            if match is None:
+                raise
+            value = {"-Inf": -math.inf, "+Inf": math.inf}.get(match[2], math.nan)
+            raise NotFiniteError(int(match[1]), value) from None
+        return losses, outputs
+
+    return step
+
+
+class PlainStep:
+    """A training step without options, and one of several batches of one shape in one call.
+
+    Parameters
+    ----------
+    compute : Compute
+    optimizers : sequence
+    scale : callable or None
+        Of an optimizer that scales the loss.
+    compiles : bool
+        Whether XLA compiles the call of several batches.
+    """
+
+    def __init__(
+        self, compute: Compute, optimizers: Sequence[Any], scale: Any, *, compiles: bool
+    ) -> None:
+        trainable = [[v for v in trained(o) if v.trainable] for o in optimizers]
+        watched = [v.value for variables in trainable for v in variables]
+        self._error: NotFiniteError | None = None
+
+        def gradients(inputs: Sequence[Any]) -> tuple[Any, ...]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(watched)
+                total, losses, outputs = compute(inputs)
+                total = total if scale is None else scale(total)
+            return losses, outputs, tape.gradient(total, watched)
+
+        def update(grads: Sequence[Any]) -> None:
+            left = iter(grads)
+            for optimizer, variables in zip(optimizers, trainable, strict=True):
+                pairs = [(g, v) for v in variables if (g := next(left)) is not None]
+                if pairs:
+                    optimizer.apply(*map(list, zip(*pairs, strict=True)))
+
+        def run(*inputs: Any) -> Any:
+            losses, outputs, grads = gradients(inputs)
+            check = tf.raw_ops.CheckNumericsV2  # fails if a loss is not finite
+            checked = [check(tensor=t, message=f"{_MARK}{i}") for i, t in enumerate(losses)]
+            with tf.control_dependencies(checked):
+                update(grads)
+            return losses, outputs
+
+        self._step, self._several = called(run), several_steps(gradients, update, compiles=compiles)
+
+    def __call__(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Compute the losses of a batch, and update the weights."""
+        if self._error is not None:  # of this batch, whose losses are known
+            error, self._error = self._error, None
+            raise error
+        return self._step(inputs)
+
+    def several(
+        self, inputs: Sequence[Sequence[Any]], like: Sequence[Any] | None
+    ) -> tuple[Sequence[Any], Sequence[Any]] | None:
+        """Return losses and outputs of each batch, up to one whose losses are not finite.
+
+        The next call of the step, for that batch, raises its error. None if it is not supported.
+        """
+        done = self._several(inputs, like)
+        if done is None:
+            return None
+        losses, outputs = done
+        for place, value in enumerate(losses[-1]):
+            if not math.isfinite(value):
+                self._error = NotFiniteError(place, value)
+                return losses[:-1], outputs[:-1]
+        return losses, outputs
 
 
 def clipped(grads: Sequence[Any], norm: float | None, value: float | None) -> tuple[list[Any], Any]:

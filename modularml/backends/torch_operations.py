@@ -278,9 +278,8 @@ class TorchOperations(ModelOperations):
         return list(map(version, tensors))
 
     def count_parameters(self, model: Any) -> tuple[int, int]:
-        if any(
-            isinstance(p, torch.nn.parameter.UninitializedParameter) for p in model.parameters()
-        ):
+        lazy = torch.nn.parameter.UninitializedParameter
+        if any(isinstance(p, lazy) for p in model.parameters()):
             return 0, 0
         return sum(p.numel() for p in model.parameters()), super().count_parameters(model)[1]
 
@@ -303,9 +302,7 @@ class TorchOperations(ModelOperations):
     @contextmanager
     def modes(self, models: Sequence[tuple[Any, bool]]) -> Iterator[None]:
         parts = [list(model.modules()) for model, _ in models]
-        before = [
-            (part, part.training) for modules in parts for part in modules
-        ]  # including shared ones
+        before = [(part, part.training) for modules in parts for part in modules]
         try:
             for (model, training), modules in zip(models, parts, strict=True):
                 if all(map(_is_plain, modules)):
@@ -334,15 +331,9 @@ class TorchOperations(ModelOperations):
     def input_dtype(
         self, model: Any, shape: Shape | None = None, *, whole: bool = False, category: bool = False
     ) -> Any:
-        floating = _float_dtype(model)
-        modules = [] if model is None or shape is None else model.modules()
-        lookups = torch.nn.Embedding, torch.nn.EmbeddingBag
-        if shape is None or not (category or any(isinstance(m, lookups) for m in modules)):
-            return floating
-        first, second = (torch.int64, floating) if whole else (floating, torch.int64)
-        other = not self._accepts(model, shape, [first])
-        other = other and self._accepts(model, shape, [second])
-        return second if other else first
+        if model is None or shape is None:
+            return _float_dtype(model)
+        return self._dtypes_of_several(model, shape, [(whole, category)])[0]
 
     def _dtypes_of_several(
         self, model: Any, shape: InputShape, kinds: Sequence[tuple[bool, bool]]

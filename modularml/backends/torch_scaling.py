@@ -41,19 +41,19 @@ def transform_of(scaler: Any) -> Transform:
     NotExportableError
         If it cannot be written as arithmetic on tensors.
     """
-    return _method_of(_TRANSFORMS, scaler)
+    return _way_of(scaler, back=False)
 
 
 def inverse_of(scaler: Any) -> Transform:
     """Return ``inverse_transform`` of a fitted scaler for tensors; see `transform_of`."""
-    return _method_of(_INVERSES, scaler)
+    return _way_of(scaler, back=True)
 
 
-def _method_of(known: dict[str, Callable[[Any], Transform]], scaler: Any) -> Transform:
-    cls = type(scaler)
+def _way_of(scaler: Any, back: bool) -> Transform:
+    cls, known = type(scaler), _INVERTIBLE if back else sorted(_WAYS)
     if cls.__module__.split(".")[0] not in ("sklearn", "modularml") or cls.__name__ not in known:
-        raise NotExportableError(f"only {', '.join(sorted(known))} can be exported here")
-    return known[cls.__name__](scaler)
+        raise NotExportableError(f"only {', '.join(known)} can be exported here")
+    return _WAYS[cls.__name__](scaler, back)
 
 
 def _constant(values: Any) -> Any:
@@ -62,12 +62,18 @@ def _constant(values: Any) -> Any:
 
 
 def _affine(
-    shift: Array | None, scale: Array | None, clip: tuple[float, float] | None = None
+    shift: Array | None,
+    scale: Array | None,
+    back: bool = False,
+    clip: tuple[float, float] | None = None,
 ) -> Transform:
-    """Return ``(x - shift) / scale`` within bounds."""
+    """Return ``(x - shift) / scale`` within bounds, or ``x * scale + shift``."""
     offset, factor = _constant(shift), _constant(scale)
 
     def apply(x: Any) -> Any:  # in the dtype of x, as scikit-learn computes
+        if back:
+            x = x if factor is None else x * factor.to(x.dtype)
+            return x if offset is None else x + offset.to(x.dtype)
         x = x if offset is None else x - offset.to(x.dtype)
         x = x if factor is None else x / factor.to(x.dtype)
         return x if clip is None else x.clamp(*clip)
@@ -75,35 +81,13 @@ def _affine(
     return apply
 
 
-def _affine_inverse(shift: Array | None, scale: Array | None) -> Transform:
-    offset, factor = _constant(shift), _constant(scale)
-
-    def apply(x: Any) -> Any:
-        x = x if factor is None else x * factor.to(x.dtype)
-        return x if offset is None else x + offset.to(x.dtype)
-
-    return apply
-
-
-def _standard(s: Any) -> tuple[Array | None, Array | None]:
-    return s.mean_ if s.with_mean else None, s.scale_ if s.with_std else None
-
-
-def _robust(s: Any) -> tuple[Array | None, Array | None]:
-    return s.center_ if s.with_centering else None, s.scale_ if s.with_scaling else None
-
-
-def _min_max(s: Any) -> Transform:
-    scaled = _affine_inverse(s.min_, s.scale_)
+def _min_max(s: Any, back: bool) -> Transform:
+    scaled = _affine(s.min_, s.scale_, not back)
     lower, upper = s.feature_range
-    return (lambda x: scaled(x).clamp(lower, upper)) if s.clip else scaled
+    return (lambda x: scaled(x).clamp(lower, upper)) if s.clip and not back else scaled
 
 
-def _max_abs(s: Any) -> Transform:
-    return _affine(None, s.scale_, (-1.0, 1.0) if getattr(s, "clip", False) else None)
-
-
-def _normalizer(s: Any) -> Transform:
+def _normalizer(s: Any, _: bool) -> Transform:
     def apply(x: Any) -> Any:
         if s.norm == "l2":
             norms = (x * x).sum(1, keepdim=True).sqrt()
@@ -114,63 +98,44 @@ def _normalizer(s: Any) -> Transform:
     return apply
 
 
-def _power(s: Any) -> Transform:
-    column = _yeo_johnson if s.method == "yeo-johnson" else _box_cox
-    columns = _by_column([column(float(power)) for power in s.lambdas_])
-    after = _affine(*standardization(s)) if s.standardize else _unchanged
-    return lambda x: after(columns(x))
+def _power(s: Any, back: bool) -> Transform:
+    make = _yeo_johnson if s.method == "yeo-johnson" else _box_cox
+    parts = [make(float(power), back) for power in s.lambdas_]
+    shift, scale = standardization(s) if s.standardize else (None, None)
+    standard = _affine(shift, scale, back)
 
+    def by_column(x: Any) -> Any:
+        return torch.stack([part(x[:, i]) for i, part in enumerate(parts)], dim=1)
 
-def _power_inverse(s: Any) -> Transform:
-    column = _yeo_johnson_inverse if s.method == "yeo-johnson" else _box_cox_inverse
-    columns = _by_column([column(float(power)) for power in s.lambdas_])
-    before = _affine_inverse(*standardization(s)) if s.standardize else _unchanged
-    return lambda x: columns(before(x))
-
-
-def _by_column(parts: Sequence[Transform]) -> Transform:
-    return lambda x: torch.stack([part(x[:, i]) for i, part in enumerate(parts)], dim=1)
+    return (lambda x: by_column(standard(x))) if back else lambda x: standard(by_column(x))
 
 
 _TINY = float(np.spacing(1.0))
 
 
-def _yeo_johnson(power: float) -> Transform:
-    up, down = _raised(power), _raised(2 - power)
+def _yeo_johnson(power: float, back: bool) -> Transform:
+    up, down = _raised(power, back), _raised(2 - power, back)
     return lambda x: torch.where(x < 0, -down((-x).clamp(min=0)), up(x.clamp(min=0)))
 
 
-def _yeo_johnson_inverse(power: float) -> Transform:
-    up, down = _raised_inverse(power), _raised_inverse(2 - power)
-    return lambda x: torch.where(x < 0, -down((-x).clamp(min=0)), up(x.clamp(min=0)))
-
-
-def _raised(power: float) -> Transform:
+def _raised(power: float, back: bool) -> Transform:
     """Return ``((1 + x) ** power - 1) / power`` of values from 0, and its limit at 0."""
     if abs(power) < _TINY:
-        return torch.log1p  # type: ignore[no-any-return]
+        return (lambda x: torch.exp(x) - 1) if back else torch.log1p
+    if back:
+        return lambda x: (x * power + 1) ** (1 / power) - 1
     return lambda x: torch.expm1(power * torch.log1p(x)) / power
 
 
-def _raised_inverse(power: float) -> Transform:
+def _box_cox(power: float, back: bool) -> Transform:
     if abs(power) < _TINY:
-        return lambda x: torch.exp(x) - 1
-    return lambda x: (x * power + 1) ** (1 / power) - 1
-
-
-def _box_cox(power: float) -> Transform:
-    if abs(power) < _TINY:
-        return torch.log  # type: ignore[no-any-return]
+        return torch.exp if back else torch.log  # type: ignore[no-any-return]
+    if back:
+        return lambda x: (x * power + 1) ** (1 / power)
     return lambda x: torch.expm1(power * torch.log(x)) / power
 
 
-def _box_cox_inverse(power: float) -> Transform:
-    if abs(power) < _TINY:
-        return torch.exp  # type: ignore[no-any-return]
-    return lambda x: (x * power + 1) ** (1 / power)
-
-
-def _per_sample_min_max(s: Any) -> Transform:
+def _per_sample_min_max(s: Any, _: bool) -> Transform:
     lower, upper = s.feature_range
 
     def apply(x: Any) -> Any:
@@ -184,7 +149,7 @@ def _per_sample_min_max(s: Any) -> Transform:
     return apply
 
 
-def _zero_start(_: Any) -> Transform:
+def _zero_start(_: Any, __: bool) -> Transform:
     def apply(x: Any) -> Any:
         first = torch.argmax((~torch.isnan(x)).to(torch.int64), dim=1, keepdim=True)
         return x - torch.gather(x, 1, first)
@@ -192,18 +157,15 @@ def _zero_start(_: Any) -> Transform:
     return apply
 
 
-def _segmented(method: Callable[[Any], Transform]) -> Callable[[Any], Transform]:
-    def make(s: Any) -> Transform:
-        edges = [int(edge) for edge in s.boundaries]
-        parts = [method(segment.inner) for segment in s._segments]
+def _segmented(s: Any, back: bool) -> Transform:
+    edges = [int(edge) for edge in s.boundaries]
+    parts = [_way_of(segment.inner, back) for segment in s._segments]
 
-        def apply(x: Any) -> Any:
-            pairs = zip(parts, edges, edges[1:], strict=False)
-            return torch.cat([part(x[:, a:b]) for part, a, b in pairs], dim=1)
+    def apply(x: Any) -> Any:
+        pairs = zip(parts, edges, edges[1:], strict=False)
+        return torch.cat([part(x[:, a:b]) for part, a, b in pairs], dim=1)
 
-        return apply
-
-    return make
+    return apply
 
 
 def _numbers(categories: Sequence[Array]) -> list[Any]:
@@ -220,7 +182,7 @@ def _has_infrequent(s: Any) -> bool:
     return s.min_frequency is not None or s.max_categories is not None
 
 
-def _one_hot(s: Any) -> Transform:
+def _one_hot(s: Any, _: bool) -> Transform:
     if s.drop_idx_ is not None or _has_infrequent(s):
         raise NotExportableError("drop, min_frequency and max_categories are not supported")
     categories, unknown = _numbers(s.categories_), s.handle_unknown
@@ -239,15 +201,11 @@ def _one_hot(s: Any) -> Transform:
     return apply
 
 
-def _ordinal(s: Any) -> Transform:
+def _ordinal(s: Any, _: bool) -> Transform:
     if _has_infrequent(s):
         raise NotExportableError("min_frequency and max_categories are not supported")
     unknown = torch.nan if s.handle_unknown == "error" else float(s.unknown_value)
     return _codes(_numbers(s.categories_), unknown)
-
-
-def _labels(s: Any) -> Transform:
-    return _codes(_numbers([s.classes_]), torch.nan)
 
 
 def _codes(categories: Sequence[Any], unknown: float) -> Transform:
@@ -268,7 +226,7 @@ def _tensor_dtype(dtype: Any) -> Any:
     return torch.as_tensor(np.zeros(0, dtype)).dtype
 
 
-def _imputer(s: Any) -> Transform:
+def _imputer(s: Any, _: bool) -> Transform:
     if s.add_indicator or not (isinstance(s.missing_values, float) and np.isnan(s.missing_values)):
         raise NotExportableError("only missing_values=nan without add_indicator is supported")
     if not s.keep_empty_features and np.isnan(s.statistics_).any():
@@ -277,27 +235,25 @@ def _imputer(s: Any) -> Transform:
     return lambda x: torch.where(torch.isnan(x), filled.to(x.dtype), x)
 
 
-def _pca(s: Any) -> Transform:
+def _pca(s: Any, _: bool) -> Transform:
     centered, axes = _affine(s.mean_, None), _constant(s.components_.T)
-    after = _affine(None, np.sqrt(s.explained_variance_)) if s.whiten else _unchanged
+    after = _affine(None, np.sqrt(s.explained_variance_) if s.whiten else None)
     return lambda x: after(centered(x) @ axes.to(x.dtype))
 
 
-def _selected(s: Any) -> Transform:
+def _selected(s: Any, _: bool) -> Transform:
     chosen = _constant(np.flatnonzero(s.get_support()))
     return lambda x: torch.index_select(x, 1, chosen)
 
 
-def _unchanged(x: Any) -> Any:
-    return x
-
-
-_TRANSFORMS: dict[str, Callable[[Any], Transform]] = {
-    "Absolute": lambda _: torch.abs,
-    "LabelEncoder": _labels,
-    "MaxAbsScaler": _max_abs,
+_WAYS: dict[str, Callable[[Any, bool], Transform]] = {
+    "Absolute": lambda _, __: torch.abs,
+    "LabelEncoder": lambda s, _: _codes(_numbers([s.classes_]), torch.nan),
+    "MaxAbsScaler": lambda s, back: _affine(
+        None, s.scale_, back, (-1.0, 1.0) if getattr(s, "clip", False) else None
+    ),
     "MinMaxScaler": _min_max,
-    "Negate": lambda _: torch.neg,
+    "Negate": lambda _, __: torch.neg,
     "Normalizer": _normalizer,
     "OneHotEncoder": _one_hot,
     "OrdinalEncoder": _ordinal,
@@ -305,22 +261,22 @@ _TRANSFORMS: dict[str, Callable[[Any], Transform]] = {
     "PerSampleMinMaxScaler": _per_sample_min_max,
     "PerSampleZeroStart": _zero_start,
     "PowerTransformer": _power,
-    "RobustScaler": lambda s: _affine(*_robust(s)),
-    "SegmentedScaler": _segmented(transform_of),
+    "RobustScaler": lambda s, back: _affine(
+        s.center_ if s.with_centering else None, s.scale_ if s.with_scaling else None, back
+    ),
+    "SegmentedScaler": _segmented,
     "SelectKBest": _selected,
     "SimpleImputer": _imputer,
-    "StandardScaler": lambda s: _affine(*_standard(s)),
+    "StandardScaler": lambda s, back: _affine(
+        s.mean_ if s.with_mean else None, s.scale_ if s.with_std else None, back
+    ),
     "VarianceThreshold": _selected,
 }
-_INVERSES: dict[str, Callable[[Any], Transform]] = {
-    "MaxAbsScaler": lambda s: _affine_inverse(None, s.scale_),
-    "MinMaxScaler": lambda s: _affine(s.min_, s.scale_),
-    "Negate": lambda _: torch.neg,
-    "PowerTransformer": _power_inverse,
-    "RobustScaler": lambda s: _affine_inverse(*_robust(s)),
-    "SegmentedScaler": _segmented(inverse_of),
-    "StandardScaler": lambda s: _affine_inverse(*_standard(s)),
-}
+"""From a fitted scaler, and whether its inverse is meant, to a function of tensors."""
+_INVERTIBLE = (
+    *("MaxAbsScaler", "MinMaxScaler", "Negate", "PowerTransformer", "RobustScaler"),
+    *("SegmentedScaler", "StandardScaler"),
+)
 
 
 def stacked(columns: Sequence[Any], shape: Sequence[int] | None = None, dtype: Any = None) -> Any:

@@ -56,7 +56,7 @@ def calls(monkeypatch):
 
         return call
 
-    monkeypatch.setattr("modularml.backends.tensorflow.several_steps", several_steps)
+    monkeypatch.setattr("modularml.backends.tensorflow_step.several_steps", several_steps)
     return found
 
 
