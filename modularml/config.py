@@ -40,11 +40,11 @@ __all__ = [
     "decode",
     "decode_items",
     "encode",
-    "encode_items",
     "find_code",
     "name_of",
     "names_mean",
     "reads_file",
+    "tagged",
 ]
 
 config_registry: Registry[type] = Registry("class")
@@ -161,7 +161,10 @@ def encode(value: Any) -> Any:
         if isinstance(value, kind):
             return write(value)
     if isinstance(value, dict | list | tuple):
-        return encode_items(value, lambda item, key: encode(item))
+        items: Any = {**value} if isinstance(value, dict) else [*value]
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            items[key] = encode(item)
+        return tagged(value, items, encode)
     name = getattr(value, "__name__", "") if isinstance(value, np.ufunc) else ""
     if name and getattr(np, name, None) is value:
         return {"$code": f"numpy:{name}"}  # which a ufunc does not tell before numpy 2.1
@@ -202,22 +205,26 @@ PLAIN = frozenset({type(None), bool, int, float, str})
 """Types of values that JSON holds as they are."""
 
 
-def encode_items(value: Any, write: Callable[[Any, str | None], Any]) -> Any:
-    """Turn a list, tuple or dict into plain data.
+def tagged(value: Any, items: Any, write: Callable[[Any], Any]) -> Any:
+    """Return a list, tuple or dict of any keys as plain data.
 
-    `write` encodes an item, given its index or key, or a key itself, given None.
+    Parameters
+    ----------
+    value : list, tuple or dict
+    items : list or dict
+        Its items, encoded, by index or key.
+    write : callable
+        Encodes a key.
     """
-    if not isinstance(value, dict):
-        items = [write(item, str(i)) for i, item in enumerate(value)]
-        return {"$tuple": items} if isinstance(value, tuple) else items
-    tree = {key: write(item, str(key)) for key, item in value.items()}
-    if any(not isinstance(key, str) or key.startswith("$") for key in tree):
-        return {"$dict": [[write(key, None), item] for key, item in tree.items()]}
-    return tree
+    if isinstance(value, tuple):
+        return {"$tuple": items}
+    if isinstance(value, list) or all(isinstance(k, str) and k[:1] != "$" for k in value):
+        return items
+    return {"$dict": [[write(key), item] for key, item in items.items()]}
 
 
 def decode_items(tree: Any, read: Callable[[Any], Any]) -> Any:
-    """Turn the output of `encode_items` back; `read` decodes an item."""
+    """Turn the output of `tagged` back; `read` decodes an item."""
     if isinstance(tree, list):
         return [read(item) for item in tree]
     if not isinstance(tree, dict):

@@ -21,9 +21,9 @@ from modularml.config import (
     decode,
     decode_items,
     encode,
-    encode_items,
     find_code,
     reads_file,
+    tagged,
 )
 from modularml.errors import ConfigError
 from modularml.io.boosters import booster_from, booster_text
@@ -85,7 +85,7 @@ class Writer:
         # of columns in scikit-learn 1.6, which warns on each access
         value = value.data if isinstance(value, UserList) else value
         if isinstance(value, list) or type(value) is tuple:
-            return encode_items(value, lambda item, key: self.plain(item, where))
+            return tagged(value, [self.plain(item, where) for item in value], encode)
         if isinstance(value, dict):
             tag = "$bunch" if type(value).__name__ == "Bunch" else "$dict"
             pairs = value.items()

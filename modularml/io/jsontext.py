@@ -25,13 +25,10 @@ def with_labels(tree: Any, labels: Mapping[str, str]) -> Any:
     """
 
     def change(tree: dict[str, Any]) -> dict[str, Any]:
-        if not _refers(tree):
+        node_id, label = tree.get("node_id"), tree.get("node_label")
+        if not isinstance(node_id, str) or not isinstance(label, str):
             return tree
-        return {
-            **tree,
-            "node_id": "",
-            "node_label": labels.get(tree["node_id"], tree["node_label"]),
-        }
+        return {**tree, "node_id": "", "node_label": labels.get(node_id, label)}
 
     return mapped(tree, change)
 
@@ -40,14 +37,13 @@ def with_ids(tree: Any, ids: Mapping[str, str]) -> Any:
     """Return a tree whose references have the id of their label, if known."""
 
     def change(tree: dict[str, Any]) -> dict[str, Any]:
-        found = ids.get(tree["node_label"], tree["node_id"]) if _refers(tree) else ""
+        node_id, label = tree.get("node_id"), tree.get("node_label")
+        if not isinstance(node_id, str) or not isinstance(label, str):
+            return tree
+        found = ids.get(label, node_id)
         return {**tree, "node_id": found} if found else tree
 
     return mapped(tree, change)
-
-
-def _refers(tree: dict[str, Any]) -> bool:
-    return isinstance(tree.get("node_id"), str) and isinstance(tree.get("node_label"), str)
 
 
 def dump_json(tree: Any, *, sort: bool = False) -> bytes:

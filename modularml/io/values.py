@@ -18,8 +18,8 @@ from modularml.config import (
     decode,
     decode_items,
     encode,
-    encode_items,
     find_class,
+    tagged,
 )
 from modularml.errors import ConfigError, MMLError, ModularMLError
 from modularml.io import limits
@@ -93,14 +93,11 @@ class Packer:
             if isinstance(value, kinds):
                 return packed(self, value, where)
         if isinstance(value, dict | list | tuple):
-            return encode_items(
-                value,
-                lambda item, key: (
-                    item
-                    if type(item) in PLAIN
-                    else self.pack(item, where if key is None else (*where, key))
-                ),
-            )
+            inner: Any = {**value} if isinstance(value, dict) else [*value]
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                if type(item) not in PLAIN:
+                    inner[key] = self.pack(item, (*where, str(key)))
+            return tagged(value, inner, lambda key: self.pack(key, where))
         try:
             return encode(value)
         except ConfigError as error:

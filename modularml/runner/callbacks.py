@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_arrays
 
 from modularml._optional import loaded, require
-from modularml.config import decode_items, encode_items
+from modularml.config import decode_items, tagged
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.io.atomic import write_file
 from modularml.loops.attachments import accumulate
@@ -318,12 +318,10 @@ def _without_tensors(value: Any, path: tuple[str, ...], tensors: dict[str, Any])
     if type(value) is float:
         return value if math.isfinite(value) else {"$float": repr(value)}
     if type(value) in (list, tuple) or isinstance(value, dict):
-        return encode_items(
-            value,
-            lambda item, key: _without_tensors(
-                item, path if key is None else (*path, key), tensors
-            ),
-        )
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        items = {key: _without_tensors(v, (*path, str(key)), tensors) for key, v in pairs}
+        inner = items if isinstance(value, dict) else [*items.values()]
+        return tagged(value, inner, lambda key: _without_tensors(key, path, tensors))
     torch = loaded("torch")
     name = base = ".".join(path) or "value"
     while name in tensors:
