@@ -8,7 +8,6 @@ from typing import Any
 from modularml._typing import Array
 from modularml._warning import warn
 from modularml.data import FeatureSet, FeatureSetView
-from modularml.data.formats import DataFormat
 from modularml.data.ids import id_texts
 from modularml.engine.monitoring import loggers_of, monitors_of
 from modularml.errors import ConfigError, DataError
@@ -18,10 +17,9 @@ from modularml.experiment.evaluating import (
     scored_predictions,
 )
 from modularml.graph.model_graph import ModelGraph
-from modularml.graph.predict import Prediction, format_of, predictions
+from modularml.graph.predict import Prediction
 from modularml.results.intervals import (
     Bounds,
-    check_level,
     in_columns,
     per_group,
     residuals_of,
@@ -34,59 +32,12 @@ __all__ = [
     "check_names",
     "check_unseen",
     "check_unseen_table",
-    "conformal_tables",
     "known_targets",
     "warn_if_selected",
 ]
 
 CALIBRATION = "calibration"
 """Split that is used if no calibration rows are given."""
-
-
-def conformal_tables(
-    graph: ModelGraph,
-    data: Any,
-    sets: Iterable[FeatureSet],
-    phases: Iterable[Any],
-    *,
-    interval: float,
-    calibration: Any,
-    group_by: str | None,
-    node: Any,
-    batch_size: int | None,
-    fmt: str,
-    tags: bool,
-) -> Any:
-    """Return predictions with split-conformal bounds; see `Experiment.predict`."""
-    check_level(interval)
-    form = format_of(fmt, interval=interval)
-    rows = calibration_rows(calibration, sets, graph)
-    check_unseen(graph, rows)
-    warn_if_selected(phases, graph, rows)
-    graph._warn_of_learned_rows(data)
-    options = {"node": node, "batch_size": batch_size}
-    known_rows = predictions(graph, rows, **options)
-    check_unseen_table([(graph, rows)], known_rows)
-    tables = {}
-    predicted_rows = predictions(graph, data, allow_missing=True, **options)
-    for predicted, known in zip(predicted_rows, known_rows, strict=True):
-        if predicted.is_scores or predicted.gives_labels:
-            raise ConfigError(
-                f"interval needs numeric targets, and node {predicted.label!r} predicts classes; "
-                "omit interval"
-            )
-        center = predicted.values()
-        bounds = calibrated_bounds(predicted, center, known, known.values(), interval, group_by)
-        tables[predicted.label] = _table(predicted, center, bounds, form, tags)
-    return next(iter(tables.values())) if len(tables) == 1 else tables
-
-
-def _table(rows: Prediction, center: Array, bounds: Bounds, form: DataFormat, tags: bool) -> Any:
-    parts = {"": center, "_low": bounds[0], "_high": bounds[1]}
-    named = [(name, rows.named(values)) for name, values in parts.items()]
-    columns = [(key + end, values[key]) for key in named[0][1] for end, values in named]
-    check_names([name for name, _ in columns], rows.label)
-    return rows.table(dict(columns), form, tags=tags)
 
 
 def check_names(names: list[str], label: str) -> None:

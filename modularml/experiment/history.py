@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from modularml._arguments import same
 from modularml.data.execution import Layout
 from modularml.errors import MMLError
 from modularml.experiment.run import ExperimentRun
@@ -55,7 +56,7 @@ def packed_history(history: Sequence[ExperimentRun], whole: bool = True) -> list
     Unless `whole`, recorded steps, callback results, metadata and error messages are omitted.
     """
     return [
-        {**packed_run(run, {}, whole), "results": _packed_group(run.results, whole)}
+        packed_run(run, _packed_group(run.results, partial(_packed_phase, whole=whole)), whole)
         for run in history
     ]
 
@@ -84,13 +85,17 @@ def unpacked_history(
     ]
 
 
-def _packed_group(group: PhaseGroupResults, whole: bool) -> dict[str, Any]:
-    items = [
-        _packed_group(item, whole)
-        if isinstance(item, PhaseGroupResults)
-        else _packed_phase(item, whole)
-        for _, item in group.items()
-    ]
+def _packed_group(
+    group: PhaseGroupResults, pack: Callable[[PhaseResults], Any], *, only_new: bool = False
+) -> dict[str, Any]:
+    """Return a group with packed phases; if `only_new`, without those that are None."""
+    items = []
+    for item in [item for _, item in group.items()]:
+        if isinstance(item, PhaseGroupResults):
+            inner = _packed_group(item, pack, only_new=only_new)
+            items += [inner] if inner["items"] or not only_new else []
+        elif (packed := pack(item)) is not None or not only_new:
+            items.append(packed)
     return {"label": group.label, "items": items}
 
 
@@ -298,44 +303,32 @@ class HistoryLog:
         runs = []
         for i, run in enumerate(history):
             head = packed_run(run, {})
-            new = self._new_in_group(run.results)
+            new = _packed_group(run.results, self._new_in_phase, only_new=True)
             if new["items"] or self._runs.get(i) != head:
                 self._runs[i] = head
                 runs.append([i, {**head, "results": new}])
         layouts = [packed_layout(layout) for layout, i in self._layouts.values() if i >= n_layouts]
-        new_random = {n: s for n, s in random.items() if not _same(s, self._random.get(n, self))}
+        new_random = {n: s for n, s in random.items() if not same(s, self._random.get(n, self))}
         self._random.update(new_random)
+        new_files = []  # how many are in the log already, and the others, of each checkpointing
+        for i, own in enumerate(files):
+            known = self._files.get(i, [])
+            n = len(known) if own and own[: len(known)] == known else 0
+            if own:
+                self._files[i] = list(own)
+                new_files.append([i, n, own[n:]])
         state = {
             "runs": runs,
             "layouts": layouts,
             "random": new_random,
-            "files": [[i, *self._new_files(i, own)] for i, own in enumerate(files) if own],
+            "files": new_files,
         }
         self.last = append_segment(self.path, state, self.last, labels)
         return self.last
 
-    def _new_files(self, which: int, files: list[Any]) -> tuple[int, list[Any]]:
-        """Return how many files of a checkpointing are in the log already, and the others."""
-        known = self._files.get(which, [])
-        n = len(known) if files[: len(known)] == known else 0
-        self._files[which] = list(files)
-        return n, files[n:]
-
     def _layout(self, layout: Layout) -> int:
         """Return the number of a layout in the log."""
         return self._layouts.setdefault(id(layout), (layout, len(self._layouts)))[1]
-
-    def _new_in_group(self, group: PhaseGroupResults) -> dict[str, Any]:
-        """Return the new results of a group, at any depth."""
-        items = []
-        for item in [item for _, item in group.items()]:
-            if isinstance(item, PhaseGroupResults):
-                new: Any = self._new_in_group(item)
-                if new["items"]:
-                    items.append(new)
-            elif (new := self._new_in_phase(item)) is not None:
-                items.append(new)
-        return {"label": group.label, "items": items}
 
     def _new_in_phase(self, results: PhaseResults) -> dict[str, Any] | None:
         """Return the new results of a phase; None if there are none."""
@@ -423,14 +416,3 @@ def _steps_from(steps: StepLog, first: int) -> StepLog:
             rest.parts.append(part if first <= 0 else list(part)[first:])
         first -= len(part)
     return rest
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Return whether two states are equal, including arrays."""
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b)
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return bool(a == b)

@@ -6,17 +6,32 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from modularml._arguments import at_least
 from modularml._optional import require
-from modularml._typing import Columns
+from modularml._typing import Array, Columns
 from modularml.context import ExperimentContext
-from modularml.errors import ConfigError
-from modularml.experiment.calibration import conformal_tables
-from modularml.experiment.evaluating import evaluate, importances
+from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.schema import RAW
+from modularml.errors import ConfigError, DataError
+from modularml.experiment.calibration import (
+    calibrated_bounds,
+    calibration_rows,
+    check_names,
+    check_unseen,
+    check_unseen_table,
+    warn_if_selected,
+)
+from modularml.experiment.evaluating import evaluate, permuted_parts, split_rows
 from modularml.experiment.run_audit import RunAudit
+from modularml.graph.predict import format_of, predictions
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import active_graph
+from modularml.results.intervals import check_level
 from modularml.results.plots import ImportanceTable, ScoreTable
-from modularml.results.scores import Meaning, Metrics
+from modularml.results.scores import Meaning, Metrics, axis_of_score, name_of_score
+from modularml.results.scores import greater_is_better as direction_of
 from modularml.results.scoring import Reduce
 
 __all__ = ["TrainedGraph"]
@@ -66,21 +81,44 @@ class TrainedGraph:
         DataError
             If the model has learned from calibration rows, or they lack targets.
         """
-        options: dict[str, Any] = {"node": node, "batch_size": batch_size, "fmt": fmt, "tags": tags}
         with self._ctx.activate():
             graph = active_graph("predict")
             if interval is None:
                 if calibration is not None or group_by is not None:
                     raise ConfigError("calibration and group_by are for interval=; pass it too")
-                return graph.predict(data, unscale=unscale, decode=decode, **options)
+                options: dict[str, Any] = {"unscale": unscale, "decode": decode, "fmt": fmt}
+                return graph.predict(data, node=node, batch_size=batch_size, tags=tags, **options)
             if decode or not unscale:
                 raise ConfigError(
                     "interval is for numbers in their original units; omit decode and unscale"
                 )
-            sets = self._ctx.available_featuresets.values()
-            own: dict[str, Any] = {"interval": interval, "calibration": calibration}
-            own["group_by"] = group_by
-            return conformal_tables(graph, data, sets, self._plan.flatten(), **own, **options)
+            check_level(interval)
+            form, sets = format_of(fmt, interval=interval), self._ctx.available_featuresets
+            rows = calibration_rows(calibration, sets.values(), graph)
+            check_unseen(graph, rows)
+            warn_if_selected(self._plan.flatten(), graph, rows)
+            graph._warn_of_learned_rows(data)
+            known = predictions(graph, rows, node=node, batch_size=batch_size)
+            check_unseen_table([(graph, rows)], known)
+            tables = {}
+            found = predictions(graph, data, allow_missing=True, node=node, batch_size=batch_size)
+            for of_data, of_rows in zip(found, known, strict=True):
+                label = of_data.label
+                if of_data.is_scores or of_data.gives_labels:
+                    raise ConfigError(
+                        f"interval needs numeric targets, and node {label!r} predicts classes; "
+                        "omit interval"
+                    )
+                center = of_data.values()
+                bounds = calibrated_bounds(
+                    of_data, center, of_rows, of_rows.values(), interval, group_by
+                )
+                parts = {"": center, "_low": bounds[0], "_high": bounds[1]}
+                named = [(end, of_data.named(values)) for end, values in parts.items()]
+                columns = [(key + end, values[key]) for key in named[0][1] for end, values in named]
+                check_names([name for name, _ in columns], label)
+                tables[label] = of_data.table(dict(columns), form, tags=tags)
+            return next(iter(tables.values())) if len(tables) == 1 else tables
 
     def export(
         self,
@@ -229,20 +267,54 @@ class TrainedGraph:
         `sklearn.inspection.permutation_importance` for the same seed. Features that say the same
         hide each other.
         """
-        with self._ctx.activate():
-            return importances(
-                active_graph("importances"),
-                data,
-                metric,
-                columns=columns,
-                by=by,
-                n_repeats=n_repeats,
-                seed=seed,
-                greater_is_better=greater_is_better,
-                node=node,
-                unscale=unscale,
-                outputs=outputs,
+        at_least(1, n_repeats=n_repeats)
+        if by not in ("column", "element"):
+            raise ConfigError(f"by must be 'column' or 'element', got {by!r}")
+        known = direction_of(metric) if greater_is_better is None else greater_is_better
+        if known is None:
+            raise ConfigError(
+                f"it is unknown whether greater values of {name_of_score(metric)!r} are better; "
+                "pass greater_is_better="
             )
+        with self._ctx.activate():
+            graph = active_graph("importances")
+            rows = split_rows(graph, data) if isinstance(data, str) else data
+            if not isinstance(rows, FeatureSet | FeatureSetView):
+                raise DataError("data must be rows of one FeatureSet: a split, a view or a set")
+            view = rows.to_view()
+            schema = view.collection.schema
+            raw = {s.key: view.column(s.name) for s in schema.columns.values() if s.rep == RAW}
+
+            def scored(values: Mapping[str, Array]) -> ScoreTable:
+                how: dict[str, Any] = {"node": node, "unscale": unscale, "outputs": outputs}
+                how |= {"group_by": None, "batch_size": None, "audit": "off"}
+                table = evaluate(graph, values, metrics=[metric], **how)
+                if len(table) != 1:
+                    nodes = table["node"].tolist()
+                    raise ConfigError(f"one node must be scored, got {nodes}; pass node=")
+                return table
+
+            name = name_of_score(metric)
+            random = np.random.RandomState(seed)
+            start, table = random.randint(np.iinfo(np.int32).max + 1), []
+            first = scored(raw)
+            before = float(first[name][0])
+            for column, element, parts in permuted_parts(graph, view, columns, by):
+                shuffle, order = np.random.RandomState(start), np.arange(len(view))
+                drops, values = [], {key: raw[key].copy() for key in parts}
+                for _ in range(n_repeats):
+                    shuffle.shuffle(order)
+                    for key, place in parts.items():
+                        values[key][place] = values[key][order][place]
+                    after = float(scored({**raw, **values})[name][0])
+                    drops.append(before - after if known else after - before)
+                table.append((column, element, np.mean(drops), np.std(drops), drops))
+            frame = ImportanceTable(table, columns=["column", "element", "mean", "std", "values"])
+            axis = axis_of_score(name, first._unit).partition(" (")
+            change = "decrease" if known else "increase"
+            label = f"{change} of {name}{''.join(axis[1:])} when permuted"
+            frame.attrs |= {"score": before, "label": label}
+            return frame
 
     def report(self, path: str | Path, **options: Any) -> Path:
         """Write a report as one HTML file; see `modularml.write_report`."""

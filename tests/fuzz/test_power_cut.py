@@ -30,7 +30,7 @@ from tests.fuzz.test_mutants import LOADS
 from tests.io import things
 
 torch.set_num_threads(1)
-atomic._LARGE = archive._IN_MEMORY = 0  # as large files are written
+atomic._LARGE = atomic.IN_MEMORY = archive.IN_MEMORY = 0  # as large files are written
 folder, n, seed = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 rng = random.Random(seed)
 with mm.ExperimentContext(registration_policy="overwrite").activate():

@@ -64,7 +64,8 @@ def test_an_error_as_the_disk_takes_a_large_file(
     path = mm.Loss("mse").save(tmp_path / "a")
     before = path.read_bytes()
     monkeypatch.setattr(atomic, "_LARGE", 0)  # as for large files
-    monkeypatch.setattr(archive, "_IN_MEMORY", 0)
+    monkeypatch.setattr(archive, "IN_MEMORY", 0)
+    monkeypatch.setattr(atomic, "IN_MEMORY", 0)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing_at(call, os.fsync))
         with pytest.raises(MMLError, match="unchanged"):
