@@ -169,8 +169,7 @@ class LivePlot(Callback):
         super().__init__(label, execution_order)
         self.metrics, self.every_n_epochs, self.min_seconds = metrics, every_n_epochs, min_seconds
         self._handle: Any = None
-        self._due = 0.0
-        self._last, self._shown = -1, True
+        self._due, self._last, self._shown = 0.0, -1, True
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit the displayed figure."""
@@ -178,8 +177,8 @@ class LivePlot(Callback):
 
     def on_phase_start(self, **facts: Any) -> None:
         """Start a new figure."""
-        self._handle, self._due = None, 0.0
-        self._last, self._shown = -1, True
+        self._handle = None
+        self._due, self._last, self._shown = 0.0, -1, True
 
     def on_epoch_end(self, *, phase: Any, exec_ctx: Any, results: Any = None, **facts: Any) -> None:
         """Plot after every n-th epoch, but not more often than `min_seconds`."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from modularml.errors import ConfigError, UnknownNameError
+from modularml.errors import UnknownNameError
 from modularml.experiment import Experiment
 from modularml.report.many import loaded_source, report_of, with_card
 from modularml.report.runs import Options
@@ -84,7 +84,7 @@ def write_report(
     'report.html'
     """
     target = checked_path(path, (".html",))
-    options = _options(notes, group_by, metrics, level, outputs)
+    options = Options(notes, group_by, metrics, level, outputs)
     result, options = loaded_source(source, options, load)
     report = report_of(result, options, title)
     if isinstance(result, Experiment):
@@ -146,23 +146,13 @@ def write_model_card(
     for name in about:
         if name not in ABOUT:
             raise UnknownNameError("field of a model card", name, ABOUT)
-    options = _options("", group_by, metrics, level, outputs)
+    options = Options("", group_by, metrics, level, outputs)
     result, options = loaded_source(source, options, load or {})
     if not isinstance(result, Experiment):
         raise TypeError(f"a model card is of an experiment, got a {type(result).__name__}")
     text = card_of(report_of(result, options, title), about, _file(source))
     target.write_text(text, encoding="utf-8", newline="\n")
     return target
-
-
-def _options(
-    notes: str, group_by: str | None, metrics: Any, level: float, outputs: Meaning
-) -> Options:
-    if outputs not in get_args(Meaning):
-        raise ConfigError(f"outputs must be one of {get_args(Meaning)}, got {outputs!r}")
-    if not 0 < level < 1:
-        raise ConfigError(f"level must be between 0 and 1, exclusive, got {level!r}")
-    return Options(notes, group_by, metrics, level, outputs)
 
 
 def _file(source: Any) -> str:

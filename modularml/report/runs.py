@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, get_args
 
 from modularml._optional import loaded
 from modularml.errors import ConfigError, ModularMLError
@@ -86,6 +86,17 @@ class Options:
     level: float = 0.95
     outputs: Meaning = "auto"
     file: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.outputs not in get_args(Meaning):
+            raise ConfigError(f"outputs must be one of {get_args(Meaning)}, got {self.outputs!r}")
+        if not 0 < self.level < 1:
+            raise ConfigError(f"level must be between 0 and 1, exclusive, got {self.level!r}")
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file that was read."""
+        return str(self.file["path"]).replace("\\", "/").rpartition("/")[2] if self.file else ""
 
 
 def experiment_sections(experiment: Experiment, options: Options) -> Iterator[Section]:
@@ -288,21 +299,11 @@ def _predicted(
                 yield name, Compared.of(f"split {name}", compared_rows(found, outputs), group_by)
 
 
-def _learned(experiment: Experiment, path: str) -> Iterator[Notes]:
-    """Yield a warning if the graph has learned from rows of a recorded evaluation by now."""
-    results, graph = phase_results(experiment).get(path), experiment.model_graph
-    if not isinstance(results, EvalResults) or graph is None or not _has_rows(experiment):
-        return
-    for node_id in results._tails():
-        for view in results.source_views(node_id).values():
-            if message := graph.learned_among(view, repr(path)):
-                yield Notes((("warning", "Rows that were learned from", message),))
-                return
-
-
 def _evaluation(experiment: Experiment, options: Options) -> Iterator[Section]:
     blocks: dict[str, list[Block]] = {}
-    for path, results in phase_results(experiment).items():
+    known = phase_results(experiment)
+    graph = experiment.model_graph if _has_rows(experiment) else None
+    for path, results in known.items():
         if not isinstance(results, TrainResults):
             values = {n: results._metrics.epoch_values(n) for n in results.metric_names()}
             lines = [
@@ -318,7 +319,12 @@ def _evaluation(experiment: Experiment, options: Options) -> Iterator[Section]:
             parts.append("No row has a target.")
             continue
         parts.append(score_table(compared, options.metrics, options.level))
-        parts.extend(_learned(experiment, path))
+        recorded = known.get(path)
+        if graph is not None and isinstance(recorded, EvalResults):
+            views = [v for i in recorded._tails() for v in recorded.source_views(i).values()]
+            learned = next(filter(None, (graph.learned_among(v, repr(path)) for v in views)), "")
+            if learned:
+                parts.append(Notes((("warning", "Rows that were learned from", learned),)))
         parts.extend(plots(compared))
     if not blocks:
         text = "No evaluation with targets and outputs is recorded."
@@ -346,7 +352,7 @@ def environment(options: Options) -> Section:
         blocks = [
             "The experiment was read from a file. These are the versions that wrote the report.",
             Facts.of(
-                file=options.file["path"].replace("\\", "/").rpartition("/")[2],
+                file=options.file_name,
                 written_by=f"modularml {options.file['library']}",
                 content_id=options.file["content_id"][:16],
             ),
@@ -396,8 +402,7 @@ def _code(experiment: Experiment, options: Options) -> str:
             "experiment = mml.Experiment.load('experiment')",
         ]
     else:
-        name = options.file["path"].replace("\\", "/").rpartition("/")[2]
-        lines.append(f"experiment = mml.Experiment.load({name!r})")
+        lines.append(f"experiment = mml.Experiment.load({options.file_name!r})")
     if not _has_rows(experiment):
         lines.append("experiment.attach(...)  # the rows with the fingerprints above")
     lines.append("print(experiment.history[-1])")

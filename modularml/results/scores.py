@@ -140,7 +140,7 @@ def find_score(
         ``"rmse"`` and ``"brier"`` for short), a class of `torchmetrics`
         (``"MeanAbsoluteError"``), in this order, or a function of targets and outputs.
         ``"concordance_index"`` and ``"risk_concordance_index"`` are Harrell's, of outputs that are
-        times or risks; see `modularml.results.scores`.
+        times or risks; see `concordance_index`.
     options : dict, optional
         Passed to a function or class.
     meaning : {'auto', 'values', 'logits', 'probabilities'}

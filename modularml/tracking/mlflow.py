@@ -95,20 +95,17 @@ class MLflowTracker(Tracker):
             experiment_id = client.get_run(self.parent).info.experiment_id
         else:
             files = None if folder is None else (folder / "files").as_uri()
-            experiment_id = _experiment_id(client, self.experiment_name or experiment, files)
+            label = self.experiment_name or experiment
+            if (known := client.get_experiment_by_name(label)) is None:
+                try:
+                    client.create_experiment(label, artifact_location=files)
+                except require("mlflow.exceptions").MlflowException:  # another process was first
+                    if client.get_experiment_by_name(label) is None:
+                        raise
+                known = client.get_experiment_by_name(label)
+            experiment_id = known.experiment_id
         run = client.create_run(experiment_id, tags=tags, run_name=name)
         return MLflowRun(client, run.info.run_id)
-
-
-def _experiment_id(client: Any, name: str, files: str | None) -> str:
-    """Return the id of an experiment, which is created if needed."""
-    if (known := client.get_experiment_by_name(name)) is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=files))
-        except require("mlflow.exceptions").MlflowException:  # another process was first
-            if (known := client.get_experiment_by_name(name)) is None:
-                raise
-    return str(known.experiment_id)
 
 
 class MLflowRun:
