@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,6 @@ from modularml.report.runs import (
     result_sections,
     rows_section,
 )
-from modularml.report.write import card_of
 from modularml.results.plots import ComparedRows
 from modularml.splitters.base import key_list
 from modularml.strategies.comparison.collection import ExperimentCollection
@@ -57,7 +56,6 @@ __all__ = [
     "loaded_source",
     "report_of",
     "sweep_sections",
-    "with_card",
 ]
 
 
@@ -96,12 +94,6 @@ def report_of(source: Any, options: Options, title: str | None = None) -> Report
         found.insert(1, Section("Warnings", (notes,)))
     label = title or getattr(source, "label", None) or kind
     return Report(str(label), kind, tuple(headline(source, found, options.level)), tuple(found))
-
-
-def with_card(report: Report, about: Mapping[str, str], file: str) -> Report:
-    """Return the report with its model card as Markdown."""
-    code = Code("The model card as Markdown", card_of(report, about, file))
-    return replace(report, sections=(*report.sections, Section("Model card", (code,))))
 
 
 Headline = Iterator[tuple[str, str, str]]
