@@ -24,7 +24,7 @@ from modularml.errors import ConfigError, MetricNotLoggedError
 from modularml.loops.stages import Patience
 from modularml.results.recording import ResultRecording
 from modularml.results.step_log import StepLog
-from modularml.results.stored_steps import packed_steps, unpacked_steps
+from modularml.results.stored_results import packed_steps, unpacked_steps
 
 __all__ = ["EarlyStopping", "EarlyStoppingResult", "MaxTime"]
 

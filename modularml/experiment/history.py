@@ -17,18 +17,19 @@ from modularml.errors import MMLError
 from modularml.experiment.run import ExperimentRun
 from modularml.io.log import Segment, append_segment, merged_runs, new_log
 from modularml.io.values import Packer
-from modularml.results.callback_table import packed_callbacks, unpacked_callbacks
 from modularml.results.eval_results import EvalResults, FitResults
 from modularml.results.group_results import PhaseGroupResults
 from modularml.results.metric_store import CallbackResult, MetricStore, PayloadResult
 from modularml.results.phase_results import PhaseResults, TrainResults
 from modularml.results.step_log import StepLog
-from modularml.results.stored_steps import (
+from modularml.results.stored_results import (
     Layouts,
     PackedLayout,
     narrow,
+    packed_callbacks,
     packed_layout,
     packed_steps,
+    unpacked_callbacks,
     unpacked_layout,
     unpacked_steps,
 )

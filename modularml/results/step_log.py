@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import repeat
+from itertools import groupby, repeat
 from operator import is_
 from pathlib import Path
 from typing import Any, overload
@@ -355,9 +355,18 @@ class StepLog(_Steps):
             The layout of the losses, (epoch, batch) of each step, its losses, and the counts that
             they are means over.
         """
-        for part in self.parts:
-            for run in [part] if isinstance(part, EpochSteps) else ([step] for step in part):
-                yield run[0]._layout(), *numbers_of(run)
+        for _, run in self.runs():
+            yield run[0]._layout(), *numbers_of(run)
+
+    def runs(self) -> Iterator[tuple[Layout | None, Sequence[ExecutionContext]]]:
+        """Iterate over runs of steps of one layout, which is None of steps that have not run."""
+        for part in filter(len, self.parts):
+            if isinstance(part, EpochSteps):
+                yield part.layout, part
+                continue
+            for _, steps in groupby(part, key=lambda step: id(step.layout)):
+                run = list(steps)
+                yield run[0].layout, run
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))

@@ -1,10 +1,11 @@
-"""Packing of recorded steps as arrays, and unpacking."""
+"""Packing of recorded steps and callback results as arrays, and unpacking."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,24 @@ from modularml.data.execution import ExecutionContext, Layout
 from modularml.data.lineage import ColumnLineage, MergedColumns, Source, SourceColumns
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError
+from modularml.results.metric_store import CallbackResult, MetricStore
+from modularml.results.phase_results import PhaseResults
 from modularml.results.step_log import EpochSteps, StepLog, numbers_of
 
 __all__ = [
     "Layouts",
     "PackedLayout",
-    "layout_of_steps",
     "narrow",
+    "packed_callbacks",
     "packed_layout",
     "packed_logs",
     "packed_steps",
+    "unpacked_callbacks",
     "unpacked_layout",
     "unpacked_logs",
     "unpacked_steps",
 ]
+
 
 PackedLayout = Callable[[Layout], Any]
 """Maps a layout to plain data, or to the index under which it is stored."""
@@ -68,36 +73,21 @@ def packed_steps(steps: Sequence[ExecutionContext], layout: PackedLayout = packe
     Outputs of all steps are concatenated. Targets, tags and ids are not stored, but the rows they
     belong to are. If a node was frozen in between, the result is a list of runs of steps.
     """
-    parts = steps.parts if isinstance(steps, StepLog) else [steps]
-    pieces = [piece for part in parts if len(part) for piece in _pieces(part)]
-    if not pieces or any(layout_of is None for layout_of, _ in pieces):
+    runs = list((steps if isinstance(steps, StepLog) else StepLog(steps)).runs())
+    if not runs or any(layout_of is None for layout_of, _ in runs):
         return None
-    by_layout = groupby(pieces, key=lambda piece: id(piece[0]))
-    runs = [
-        _packed_run(layout(run[0][0]), [p for _, p in run])
-        for run in (list(group) for _, group in by_layout)
-    ]
-    return runs[0] if len(runs) == 1 else runs
-
-
-def _pieces(
-    part: Sequence[ExecutionContext], known: dict[Any, Any] | None = None
-) -> list[tuple[Any, dict[str, Any]]]:
-    """Return the steps of a part with one layout each, packed.
-
-    `known` holds what was packed of rows that were read several times.
-    """
-    if isinstance(part, EpochSteps):
-        return [(part.layout, _packed_part(part, part.layout, {} if known is None else known))]
-    if any(step.layout is None for step in part):
-        return [(None, {})]
-    runs = (list(run) for _, run in groupby(part, key=lambda step: id(step.layout)))
-    return [(run[0].layout, _packed_part(run, run[0]._layout(), {})) for run in runs]
+    packed = []
+    for _, pieces in groupby(runs, key=lambda run: id(run[0])):
+        of_layout: list[Any] = list(pieces)
+        stored = layout(of_layout[0][0])
+        packed.append(_packed_run(stored, [_packed_part(run, of, {}) for of, run in of_layout]))
+    return packed[0] if len(packed) == 1 else packed
 
 
 def _packed_part(
     part: Sequence[ExecutionContext], layout: Layout, known: dict[Any, Any]
 ) -> dict[str, Any]:
+    """Return steps of one layout as plain data; `known` holds what was packed of their rows."""
     epoch = part if isinstance(part, EpochSteps) else None
     places, losses, totals = numbers_of(part)
     rows_of: Any = None if epoch is None else epoch.rows
@@ -170,13 +160,7 @@ def unpacked_steps(data: Any, layouts: Layouts = ()) -> list[ExecutionContext]:
 
 def layout_of_steps(steps: StepLog) -> Layout | None:
     """Return the one layout of steps; None if they have several, or there are none."""
-    layouts = {
-        id(layout): layout
-        for part in steps.parts
-        for layout in (
-            [part.layout] if isinstance(part, EpochSteps) else [step.layout for step in part]
-        )
-    }
+    layouts = {id(layout): layout for layout, _ in steps.runs()}
     return next(iter(layouts.values())) if len(layouts) == 1 else None
 
 
@@ -186,10 +170,9 @@ def packed_logs(logs: Sequence[StepLog], layout: PackedLayout) -> dict[str, Any]
     If they all read the same rows in the same batches, these are stored once.
     """
     known: dict[Any, Any] = {}
-    pieces = [[p for part in log.parts for _, p in _pieces(part, known)] for log in logs]
-    first_layout = layout_of_steps(logs[0])
-    assert first_layout is not None
-    stored = layout(first_layout)
+    layout_of: Any = layout_of_steps(logs[0])
+    pieces = [[_packed_part(run, layout_of, known) for _, run in log.runs()] for log in logs]
+    stored = layout(layout_of)
     run = _packed_run(stored, [piece for some in pieces for piece in some])
     once = _packed_run(stored, pieces[0])
     is_same = all(
@@ -341,3 +324,126 @@ def _unpacked_lineage(data: Any, sources: list[Source]) -> ColumnLineage:
     node: Any = ExperimentContext.get_active().get_node(label=data["node"])
     parts = tuple(_unpacked_lineage(part, sources) for part in data["parts"])
     return MergedColumns(parts, partial(node.apply_merge, domain=data["domain"]))
+
+
+def packed_callbacks(
+    results: Sequence[CallbackResult],
+    pack: Callable[[CallbackResult], Any],
+    name_of: Callable[[PhaseResults], str],
+    layout: PackedLayout,
+) -> list[Any]:
+    """Return callback results as plain data.
+
+    Results of one class whose fields have the same types are one table, with their positions under
+    ``at``; others are packed by `pack`. `name_of` returns the class name of results of a phase.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, result in enumerate(results):
+        kind = _kind(result)
+        groups.setdefault(i if kind is None else kind, []).append(i)
+    packed: list[Any] = []
+    for places in groups.values():
+        if len(places) == 1:
+            packed.append(pack(results[places[0]]))
+            continue
+        first = results[places[0]]
+        columns = {
+            field.name: _column([getattr(results[i], field.name) for i in places], name_of, layout)
+            for field in fields(first)
+        }
+        at = narrow(np.array(places))
+        packed.append({"class": type(first).__name__, "at": at, "columns": columns})
+    return packed
+
+
+def unpacked_callbacks(
+    items: Sequence[Any],
+    unpack: Callable[[Any], CallbackResult],
+    make: Callable[[str, dict[str, Any]], CallbackResult],
+    phase_classes: Mapping[str, Callable[..., PhaseResults]],
+    layouts: Layouts,
+) -> list[CallbackResult]:
+    """Unpack callback results, in their order; the inverse of `packed_callbacks`.
+
+    `make` takes the name of a class and its fields.
+    """
+    alone, placed = [], dict[int, CallbackResult]()
+    for item in items:
+        if "columns" not in item:
+            alone.append(unpack(item))
+            continue
+        at = item["at"].tolist()
+        columns = {
+            name: _values(column, len(at), phase_classes, layouts)
+            for name, column in item["columns"].items()
+        }
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        if not placed.keys().isdisjoint(at) or len(set(at)) < len(at):
+            raise ValueError("two callback results have one position")
+        placed |= {i: make(item["class"], row) for i, row in zip(at, rows, strict=True)}
+    others = iter(alone)
+    n = len(alone) + len(placed)
+    return [placed[i] if i in placed else next(others) for i in range(n)]
+
+
+_SCALARS = {type(None), bool, int, float, str}
+
+
+def _kind(result: CallbackResult) -> Any:
+    """Return what results of one table have in common; None if a result is stored alone."""
+    kinds: list[Any] = [type(result)]
+    for field in fields(result):
+        value = getattr(result, field.name)
+        kind: Any = type(value)
+        if isinstance(value, PhaseResults):
+            layout = layout_of_steps(value._execution)
+            if layout is None or value._callbacks or value._metrics._batches:
+                return None
+            kind = kind, value.label, id(layout), tuple(value._metrics._epochs)
+        elif kind not in _SCALARS or (kind is int and not -(2**63) <= value < 2**63):
+            return None
+        kinds.append(kind)
+    return tuple(kinds)
+
+
+def _column(
+    values: list[Any], name_of: Callable[[PhaseResults], str], layout: PackedLayout
+) -> dict[str, Any]:
+    first = values[0]
+    if type(first) is float:
+        return {"numbers": np.array(values)}
+    if not isinstance(first, PhaseResults):
+        if all(value == first for value in values):
+            return {"value": first}
+        return {"numbers": narrow(np.array(values))} if type(first) is int else {"values": values}
+    epochs = {}
+    for name in first._metrics._epochs:
+        logged = [phase._metrics._epochs[name] for phase in values]
+        rows = [row for rows in logged for row in rows]
+        epochs[name] = {
+            "epoch": np.array([epoch for epoch, _ in rows], dtype=np.int64),
+            "value": np.array([value for _, value in rows], dtype=np.float64),
+            "counts": narrow(np.array([len(rows) for rows in logged])),
+        }
+    logs = packed_logs([phase._execution for phase in values], layout)
+    return {"phases": {"class": name_of(first), "label": first.label, "epochs": epochs, **logs}}
+
+
+def _values(
+    column: Mapping[str, Any],
+    n: int,
+    phase_classes: Mapping[str, Callable[..., PhaseResults]],
+    layouts: Layouts,
+) -> list[Any]:
+    ((kind, data),) = column.items()
+    if kind == "value":
+        return [data] * n
+    if kind != "phases":
+        return list(data.tolist() if kind == "numbers" else data)
+    cls, logs = phase_classes[data["class"]], unpacked_logs(data, layouts)
+    phases = [cls(data["label"], StepLog(steps), [], MetricStore()) for steps in logs]
+    for name, logged in data["epochs"].items():
+        rows = zip(logged["epoch"].tolist(), logged["value"].tolist(), strict=True)
+        for phase, count in zip(phases, logged["counts"].tolist(), strict=True):
+            phase._metrics._epochs[name] = list(islice(rows, count))
+    return phases
