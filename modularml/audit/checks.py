@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modularml._typing import Array, Columns, IntArray
-from modularml.audit.duplicates import duplicates
+from modularml._typing import Columns
+from modularml.audit.duplicates import duplicates, sequences
 from modularml.audit.groups import shared_groups
 from modularml.audit.preparation import (
     prepared_before,
@@ -18,14 +18,13 @@ from modularml.audit.preparation import (
     target_of_neighbour,
     uncorrelated,
 )
-from modularml.audit.sequences import sequences
-from modularml.audit.table import Pair, Table, is_training
+from modularml.audit.table import MAPPED, Table, is_training, pairs_of
 from modularml.audit.target import target_in_feature, target_in_features, target_in_id
 from modularml.audit.time import row_order, time_order
 from modularml.data.audit_report import SEVERITIES, AuditReport, Finding
-from modularml.data.padding import held
+from modularml.data.samples import held
 from modularml.data.schema import RAW
-from modularml.data.selectors import newest
+from modularml.data.selectors import as_list, newest, select_one
 from modularml.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def scaler_fits(t: Table) -> Iterator[Finding]:
         for pair in t.pairs:
             if not is_training(pair.names[0]) and not fitted[pair.train].any():
                 continue  # which of the two is trained on is not known
-            rows = pair.test[fitted[pair.test] & ~pair.in_train[pair.test]]
+            rows = pair.tested[fitted[pair.tested]]
             finding = f"were seen by {record.scaler.scaler_name} on {', '.join(record.keys[:4])}"
             by = record.fit_to_split
             sure = by != pair.origin and (is_training(pair.names[0]) or by in pair.names)
@@ -88,28 +87,22 @@ def overlapping_windows(t: Table) -> Iterator[Finding]:
     names = tuple(f"{schema.domain_of(key)}.{key}.{RAW}" for key in series)
     codes = np.unique(np.stack([data.codes(n) for n in names]), axis=1, return_inverse=True)[1]
     for pair in t.pairs:
-        rows = _overlapping(codes.ravel(), start, stop, pair)
+        rows, train = pair.tested, pair.train
+        if len(train) and len(rows):
+            base = codes.ravel() * (int(stop.max()) + 1)  # series lie one after another on one axis
+            first, end = base + start, base + stop
+            order = train[np.argsort(first[train], kind="stable")]
+            latest = np.maximum.accumulate(end[order])
+            place = np.searchsorted(first[order], end[rows], side="left") - 1
+            rows = rows[(place >= 0) & (latest[np.maximum(place, 0)] > first[rows])]
+        else:
+            rows = rows[:0]
         yield t.finding(
             "overlapping_windows", pair.severity, rows,
             f"share steps of their series with windows of {pair.names[0]!r}", names, pair,
             remedy=f"split with group_by={series}, or leave a gap of the window's length",
             measure=f"{len(rows)} windows overlap",
         )  # fmt: skip
-
-
-def _overlapping(series: IntArray, start: Array, stop: Array, pair: Pair) -> IntArray:
-    """Return the test rows that overlap a training row of the same series."""
-    test = pair.test[~pair.in_train[pair.test]]
-    if not len(pair.train) or not len(test):
-        return test[:0]
-    base = series * (int(stop.max()) + 1)  # series lie one after another on one axis
-    first, end = base + start, base + stop
-    order = pair.train[np.argsort(first[pair.train], kind="stable")]
-    latest = np.maximum.accumulate(end[order])
-    place = np.searchsorted(first[order], end[test], side="left") - 1
-    overlaps = (place >= 0) & (latest[np.maximum(place, 0)] > first[test])
-    rows: IntArray = test[overlaps]
-    return rows
 
 
 def constant(t: Table) -> Iterator[Finding]:
@@ -122,7 +115,7 @@ def constant(t: Table) -> Iterator[Finding]:
             if t.is_whole or data.is_mapped([c.name]) or (every == every[0]).all():
                 yield t.finding(
                     "constant", "warning" if c.domain == "targets" else "info",
-                    np.arange(len(t.fs)), f"{c.key!r} is the same in every row", (c.name,),
+                    None, f"{c.key!r} is the same in every row", (c.name,),
                     remedy="leave it out", measure="it has one value",
                 )  # fmt: skip
 
@@ -235,14 +228,22 @@ def audit(
         raise ConfigError(f"tolerance must be at least 0, got {tolerance!r}")
     if max_rows is not None and not max_rows >= 1:
         raise ConfigError(f"max_rows must be at least 1, or None for all rows, got {max_rows!r}")
-    table = Table.of(fs, groups, time, tolerance, max_rows, quick)
+    named = [
+        None if wanted is None else [select_one(fs.collection.schema, n) for n in as_list(wanted)]
+        for wanted in (groups, time)
+    ]
+    if max_rows is None and fs.collection.is_mapped(fs.collection.names):
+        max_rows = MAPPED
+    table = Table(fs, pairs_of(fs), named[0], named[1], tolerance, max_rows, quick)
     found = [f for check in CHECKS if len(fs) for f in check.look(table) if f.count]
     used = tuple(entry for entry in allowed if any(_allows(entry, f) for f in found))
     kept = [f for f in found if not any(_allows(entry, f) for entry in allowed)]
-    kept = _without_echoes(kept)
-    kept.sort(key=lambda f: SEVERITIES.index(f.severity))
-    notes = () if table.is_whole else (_note(table),)
-    return AuditReport(fs.label, tuple(kept), used, notes if len(fs) else ())
+    kept = sorted(_without_echoes(kept), key=lambda f: SEVERITIES.index(f.severity))
+    note = (
+        f"statistics are of {len(table.rows):,} of {len(fs):,} rows, drawn from a seed; equal rows "
+        "are looked for in all"
+    )
+    return AuditReport(fs.label, tuple(kept), used, () if table.is_whole else (note,))
 
 
 def _allows(entry: str, finding: Finding) -> bool:
@@ -274,10 +275,3 @@ def _without_echoes(found: list[Finding]) -> list[Finding]:
         return f.kind == "near_duplicate_rows" and f.splits in curves
 
     return [f for f in found if not is_echo(f)]
-
-
-def _note(table: Table) -> str:
-    return (
-        f"statistics are of {len(table.rows):,} of {len(table.fs):,} rows, drawn from a seed; "
-        "equal rows are looked for in all"
-    )

@@ -10,10 +10,9 @@ import numpy as np
 
 from modularml._typing import Array, IntArray
 from modularml.audit.likeness import ALPHA, scores, within, z_to_p
-from modularml.audit.table import Column, Pair, Side, Table
+from modularml.audit.table import Column, Pair, Side, Table, joined
 from modularml.audit.time import as_times
 from modularml.data.audit_report import Finding
-from modularml.data.selectors import as_list, select_one
 
 __all__ = ["partners_of", "readings", "shared_groups"]
 
@@ -49,9 +48,19 @@ class _Group:
 def shared_groups(t: Table) -> Iterator[Finding]:
     """Find groups that have rows in two splits which should have nothing in common."""
     named = _named(t) if t.groups is not None else []
+    why = ", by which a split was grouped"
+    measure = "rows of one value were kept together elsewhere"
+    by_splits = dict.fromkeys(t.grouped_by(record.splitter) for record in t.fs.split_records)
     made_by = {i: _made_by(t, pair) for i, pair in enumerate(t.pairs)}
     reported = set[tuple[tuple[str, ...], int, bytes]]()
-    guessed = [] if t.groups is not None else [*_of_other_splits(t), *_alike(t)]
+    guessed = (
+        []
+        if t.groups is not None
+        else [
+            *(_Group(names, t.codes(names), why, measure) for names in by_splits if names),
+            *_alike(t),
+        ]
+    )
     for group in (*named, *guessed):
         for i, pair in enumerate(t.pairs):
             if not group.exact and set(group.columns) & set(made_by[i]):
@@ -145,30 +154,15 @@ def _named(t: Table) -> list[_Group]:
     if not t.groups:
         return []
     data = t.fs.collection
-    exact = _joined([data.codes(name) for name in t.groups])
+    exact = t.codes(t.groups)
     found = [_Group(tuple(t.groups), exact, "", exact=True)]
     if not any(len(_with_code(exact, pair)) for pair in t.pairs):
         ways = [readings(data.numpy(name)) for name in t.groups]
         how = ", read without case, blanks and punctuation"
         if any(how in way for way in ways):
-            codes = _joined([way.get(how, way[""])[0] for way in ways])
+            codes = joined([way.get(how, way[""])[0] for way in ways])
             found.append(_Group(tuple(t.groups), codes, how))
     return found
-
-
-def _of_other_splits(t: Table) -> list[_Group]:
-    """Return keys that some split was grouped by."""
-    found = {}
-    for record in t.fs.split_records:
-        by = as_list(getattr(record.splitter, "group_by", None))
-        names = tuple(select_one(t.fs.collection.schema, key) for key in by)
-        if names and names not in found:
-            codes = _joined([t.fs.collection.codes(name) for name in names])
-            found[names] = _Group(names, codes, ", by which a split was grouped", exact=True)
-    return [
-        _Group(g.columns, g.codes, g.why, "rows of one value were kept together elsewhere")
-        for g in found.values()
-    ]
 
 
 def _alike(t: Table) -> Iterator[_Group]:
@@ -178,8 +172,13 @@ def _alike(t: Table) -> Iterator[_Group]:
     for c in map(_as_scalar, t.of_domain("tags", "features")):
         if schema[c.name].window in ("start", "stop"):
             continue  # places within a series are no groups
-        if not c.is_scalar or (c.values.dtype.kind == "f" and not _may_repeat(c)):
+        if not c.is_scalar:
             continue
+        if c.values.dtype.kind == "f":  # whole, or repeated as coordinates of a place are
+            known = c.values[np.isfinite(c.values)]
+            whole = len(known) and (known == np.round(known)).all()
+            if not whole and 2 * c.n_values > len(known):
+                continue
         found = _best_reading(t, c)
         if found is not None:
             yield found
@@ -228,7 +227,7 @@ def _independent(
     """
     if not whole:
         return codes, z, side
-    group = _joined([t.fs.collection.codes(name)[t.rows] for name in whole])
+    group = np.unique(t.codes(whole)[t.rows], return_inverse=True)[1]
     n = np.bincount(group)
     means = np.stack([np.bincount(group, column) for column in z.T], axis=1) / n[:, None]
     first = np.unique(group, return_index=True)[1]
@@ -279,31 +278,13 @@ def _as_scalar(c: Column) -> Column:
     return Column(c.name, np.array([f"flag {i}" for i in flat.argmax(axis=1)], dtype=object))
 
 
-def _may_repeat(c: Column) -> bool:
-    """Tell whether numbers are whole, or come again and again, as coordinates of a place do."""
-    known = c.values[np.isfinite(c.values)]
-    whole = bool(len(known)) and bool((known == np.round(known)).all())
-    return whole or 2 * c.n_values <= len(known)
-
-
 def _made_by(t: Table, pair: Pair) -> tuple[str, ...]:
     """Return the columns that both splits were grouped by, unless their rows say otherwise.
 
     A fold of a cross-validation has other rows under the names of the splits that it was cut from.
     """
-    by = as_list(getattr(pair.splitter, "group_by", None))
-    names = tuple(select_one(t.fs.collection.schema, key) for key in by)
-    if names and len(_with_code(_joined([t.fs.collection.codes(n) for n in names]), pair)):
-        return ()
-    return names
-
-
-def _joined(codes: list[IntArray]) -> IntArray:
-    joined = codes[0]
-    for more in codes[1:]:
-        joined = joined * (more.max(initial=0) + 1) + more
-    found: IntArray = np.unique(joined, return_inverse=True)[1]
-    return found
+    names = t.grouped_by(pair.splitter)
+    return () if names and len(_with_code(t.codes(names), pair)) else names
 
 
 def _with_code(codes: IntArray, pair: Pair) -> IntArray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,6 @@ __all__ = [
     "id_words",
     "near_by_chance",
     "pair_of_rows",
-    "row_codes",
     "said_times",
     "scatter",
     "scores",
@@ -187,17 +185,6 @@ def _text_word(text: str) -> np.uint64:
     )
 
 
-def row_codes(columns: Sequence[Array]) -> IntArray:
-    """Give equal rows equal numbers from 0, by a 64-bit hash; NaN equals NaN.
-
-    Of a million unlike rows, two share a number with a probability of 3e-8.
-    """
-    state = np.zeros(len(columns[0]), dtype=np.uint64)
-    for place, values in enumerate(columns):
-        state += scramble(hashes(values) + np.uint64(place))
-    return np.unique(state, return_inverse=True)[1].astype(np.int64, copy=False)
-
-
 def spread_ranks(values: Array, rng: np.random.Generator) -> Array:
     """Replace values by their ranks within their column, from 0 to 1.
 
@@ -237,25 +224,17 @@ def scores(values: Array) -> Array:
     """
     rank = average_ranks(values)
     known = np.isfinite(rank)
-    found = _normal_quantiles(rank, np.maximum(known.sum(axis=0), 1))
-    spread = found.std(axis=0)
-    return found / np.where(spread > 0, spread, 1.0)
-
-
-def _normal_quantiles(rank: Array, n: IntArray) -> Array:
-    """Return normal quantiles at ``(rank - 0.5) / n``, each once; 0 for NaN.
-
-    The standard library computes them, as importing scipy takes longer than most audits.
-    """
+    counts = np.maximum(known.sum(axis=0), 1)
     found, quantile = np.empty(rank.shape), NormalDist().inv_cdf
-    for size in np.unique(n):
-        columns = n == size
+    for size in np.unique(counts):  # quantiles at (rank - 0.5) / size, each once; 0 for NaN
+        columns = counts == size  # by the standard library, as importing scipy takes longer
         halves = np.nan_to_num(2 * rank[:, columns], nan=size + 1).astype(np.int64)
         places = np.flatnonzero(np.bincount(halves.ravel()))
         table = np.zeros(2 * size + 2)
         table[places] = [quantile(p) for p in ((places - 1) / (2 * size)).tolist()]
         found[:, columns] = table[halves]
-    return found
+    spread = found.std(axis=0)
+    return found / np.where(spread > 0, spread, 1.0)
 
 
 def near_by_chance(

@@ -8,7 +8,7 @@ import numpy as np
 
 from modularml._typing import Array, IntArray
 from modularml.audit.likeness import ALPHA, at_least
-from modularml.audit.table import Side, Table
+from modularml.audit.table import Pair, Side, Table
 from modularml.data.audit_report import Finding
 
 __all__ = ["prepared_before", "target_encoding", "target_of_neighbour", "uncorrelated"]
@@ -34,21 +34,26 @@ def prepared_before(t: Table) -> Iterator[Finding]:
         return
     pair = max(t.pairs, key=lambda p: len(p.train))
     moments = _Moments(np.concatenate(list(arrays.values()), axis=1), pair.train)
-    remedy = "do it after the split, fitted on the training rows (fit_transform, fit_to_split=)"
     for how, measured in _SIGNS.items():
         hits = measured(moments)
         if not hits.any():
             continue
         columns = dict.fromkeys(n for n, hit in zip(names, hits, strict=True) if hit)
-        rows = pair.test[~pair.in_train[pair.test]]
-        keys = ", ".join(repr(name.split(".")[1]) for name in list(columns)[:4])
-        yield t.finding(
-            "prepared_before", "warning", rows,
-            f"had a part in how {keys} "
-            f"{'were' if len(columns) > 1 else 'was'} {how} over all rows", columns, pair,
-            remedy=remedy, p_value=ALPHA,
-            measure="it is exact over all rows and not over the training rows",
-        )  # fmt: skip
+        measure = "it is exact over all rows and not over the training rows"
+        yield _prepared(t, pair, list(columns), how, measure, ALPHA)
+
+
+def _prepared(
+    t: Table, pair: Pair, names: list[str], how: str, measure: str, p_value: float
+) -> Finding:
+    """Return the finding that test rows had a part in how columns were computed."""
+    keys = ", ".join(repr(name.split(".")[1]) for name in names[:4])
+    return t.finding(
+        "prepared_before", "warning", pair.tested,
+        f"had a part in how {keys} {'were' if len(names) > 1 else 'was'} {how} over all rows",
+        names, pair, measure=measure, p_value=p_value,
+        remedy="do it after the split, fitted on the training rows (fit_transform, fit_to_split=)",
+    )  # fmt: skip
 
 
 class _Moments:
@@ -201,16 +206,11 @@ def uncorrelated(t: Table) -> Iterator[Finding]:
     hits = at[none.any(axis=1)]
     if not len(hits) or p > ALPHA / 10:
         return
-    names = dict.fromkeys(labels[i].name for i in hits)
-    rows = pair.test[~pair.in_train[pair.test]]
-    keys = ", ".join(repr(name.split(".")[1]) for name in list(names)[:4])
-    yield t.finding(
-        "prepared_before", "warning", rows,
-        f"had a part in how {keys} {'were' if len(names) > 1 else 'was'} rotated to principal "
-        "components over all rows", names, pair,
-        remedy="do it after the split, fitted on the training rows (fit_transform, fit_to_split=)",
-        measure="columns are uncorrelated to the last digit over all rows and not over the "
-        "training rows", p_value=p,
+    yield _prepared(
+        t, pair, list(dict.fromkeys(labels[i].name for i in hits)),
+        "rotated to principal components",
+        "columns are uncorrelated to the last digit over all rows and not over the training rows",
+        p,
     )  # fmt: skip
 
 
@@ -226,9 +226,7 @@ def target_of_neighbour(t: Table) -> Iterator[Finding]:
         if c.is_scalar and c.values.dtype.kind in "mM" and c.n_values == len(t.rows):
             orders[f" by {c.key!r}"] = np.argsort(c.codes)
     for y in t.of_domain("targets") if t.is_whole else ():
-        if not (y.is_number and y.is_scalar) or y.n_values < 20:
-            continue
-        if not np.isfinite(y.values).all():
+        if not (y.is_number and y.is_scalar and np.isfinite(y.values).all()) or y.n_values < 20:
             continue
         for how, order in orders.items():
             goal = y.values[order].astype(np.float64)
@@ -278,7 +276,7 @@ def target_encoding(t: Table) -> Iterator[Finding]:
     """Find features that are means of the target by category, test rows included."""
     if t.quick and not t.is_whole:
         return
-    data, n = t.fs.collection, len(t.fs)
+    data = t.fs.collection
     targets = [c for c in t.of_domain("targets") if c.is_scalar and c.is_number]
     features = [
         c
@@ -306,7 +304,7 @@ def target_encoding(t: Table) -> Iterator[Finding]:
                     key = name.split(".")[1]
                     of = "its own values" if name == c.name else repr(key)
                     yield t.finding(
-                        "target_encoding", "warning", np.arange(n),
+                        "target_encoding", "warning", None,
                         f"feature {c.key!r} is the mean of target {y.key!r} by {of} over all rows, "
                         "those that are tested on too", (c.name, y.name),
                         remedy="encode with the means of the training rows (TargetEncoder as a "
@@ -317,36 +315,32 @@ def target_encoding(t: Table) -> Iterator[Finding]:
 
 def _encodes(codes: IntArray, x: Array, y: Array, side: Side) -> str:
     """Tell in words how x is a mean of y by category over all rows, else return an empty text."""
-    n = np.bincount(codes)
-    known = n > 0
-    sums = np.bincount(codes, y)
+    n, sums = np.bincount(codes), np.bincount(codes, y)
     if len(n) > len(y) / 2:
         return ""
     train = np.zeros(len(y), dtype=bool)
     train[side.pair.train] = True
-    first = np.bincount(codes, x) / np.maximum(n, 1)
-    if np.abs(x - first[codes]).max() > 1e-6 * (x.std() or 1.0):
+    means = np.bincount(codes, x) / np.maximum(n, 1)
+    if np.abs(x - means[codes]).max() > 1e-6 * (x.std() or 1.0):
         many = n[codes] > 2
         if many.sum() < 20:
             return ""
         own = x[many] * (n[codes][many] - 1) + y[many] - sums[codes][many]
-        return "it leaves each row's own target out" if _is_zero(own, y) else ""
-    n_train, s_train = (
-        np.bincount(codes[train], minlength=len(n)),
-        np.bincount(codes[train], y[train], minlength=len(n)),
-    )
-    both = known & (n_train > 0) & (n_train < n)
+        nothing = 1e-5 * (y.std() or 1.0) * max(1, len(y) ** 0.5)
+        return "it leaves each row's own target out" if np.abs(own).max() < nothing else ""
+    n_train = np.bincount(codes[train], minlength=len(n))
+    s_train = np.bincount(codes[train], y[train], minlength=len(n))
+    both = (n_train > 0) & (n_train < n)
     if both.sum() < 5:
         return ""
 
     def left(count: IntArray, total: Array) -> float:
         """Return what ``x (n + m) = S + m c`` leaves, for the best m and c."""
-        rest = (x_of[both] * count[both] - total[both]) / y.std()
-        design = np.stack([x_of[both], np.ones(int(both.sum()))], axis=1)
+        rest = (means[both] * count[both] - total[both]) / y.std()
+        design = np.stack([means[both], np.ones(int(both.sum()))], axis=1)
         weights = np.linalg.lstsq(design, rest, rcond=None)[0]
         return float(np.abs(rest - design @ weights).max())
 
-    x_of = first
     if left(n, sums) < 1e-4 and left(n_train, s_train) > 1e-2:
         return "the means of all rows fit to the last digit, those of the training rows do not"
 
@@ -354,13 +348,9 @@ def _encodes(codes: IntArray, x: Array, y: Array, side: Side) -> str:
         """Return the share of categories whose x lies between their mean and the mean of all."""
         middle = total.sum() / count.sum()
         with np.errstate(divide="ignore", invalid="ignore"):
-            pull = (x_of[both] - middle) / (total[both] / count[both] - middle)
+            pull = (means[both] - middle) / (total[both] / count[both] - middle)
         return float(((pull > 0) & (pull <= 1 + 1e-9)).mean())
 
     if both.sum() >= 15 and between(n, sums) > 0.98 and between(n_train, s_train) < 0.9:
         return "it lies between the mean of all rows and that of the category, for all categories"
     return ""
-
-
-def _is_zero(left: Array, y: Array) -> bool:
-    return bool(np.abs(left).max() < 1e-5 * (y.std() or 1.0) * max(1, len(y) ** 0.5))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modularml._optional import require
-from modularml._typing import Array, Columns, IntArray
+from modularml._typing import Array, IntArray
 from modularml.audit.likeness import scores, spread_ranks
 from modularml.data.audit_report import Finding
 from modularml.data.ids import id_texts
@@ -24,7 +24,7 @@ from modularml.splitters.folds import FoldSplitter
 if TYPE_CHECKING:
     from modularml.data.featureset import FeatureSet
 
-__all__ = ["Column", "Pair", "Side", "Table", "is_testing", "is_training", "pairs_of"]
+__all__ = ["MAPPED", "Column", "Pair", "Side", "Table", "is_testing", "is_training", "pairs_of"]
 
 MAPPED = 100_000
 """The most rows of a split that are looked at in columns that lie in a file."""
@@ -66,10 +66,10 @@ class Pair:
         """Rows that are in both."""
         return self.test[self.in_train[self.test]]
 
-    @property
-    def may_share(self) -> bool:
-        """Whether both are for training."""
-        return is_training(self.names[1])
+    @cached_property
+    def tested(self) -> IntArray:
+        """Rows of the second that are not in the first."""
+        return self.test[~self.in_train[self.test]]
 
 
 def pairs_of(fs: FeatureSet) -> list[Pair]:
@@ -100,9 +100,11 @@ def pairs_of(fs: FeatureSet) -> list[Pair]:
     calls: list[_Call] = [(r.names, r.source, r.splitter) for r in fs.split_records]
     made = {name for names, *_ in calls for name in names}
     calls.append((tuple(k for k in rows if k not in made and not is_part(k)), None, None))
-    found: list[_Apart] = [
-        (*pair, s, source) for names, source, s in calls for pair in _within(names, s)
-    ]
+    found: list[_Apart] = []
+    for names, source, splitter in calls:
+        folds = isinstance(splitter, FoldSplitter)
+        within = zip(names[::2], names[1::2], strict=True) if folds else combinations(names, 2)
+        found += [(*pair, splitter, source) for pair in within]
     for (one, source, _), (other, its, _) in combinations(calls, 2):
         if source == its and not divide_alike(one, other):
             found += [(a, b, None, source) for a, b in product(one, other)]
@@ -110,7 +112,7 @@ def pairs_of(fs: FeatureSet) -> list[Pair]:
     for one_name, other_name, splitter, source in found:
         a, b = sorted((one_name, other_name), key=is_training, reverse=True)
         pairs.append(Pair((a, b), rows[a], rows[b], mask([a]), splitter, source))
-    return [pair for pair in pairs if not pair.may_share]
+    return [pair for pair in pairs if not is_training(pair.names[1])]
 
 
 def is_testing(name: str) -> bool:
@@ -121,12 +123,6 @@ def is_testing(name: str) -> bool:
 def is_training(name: str) -> bool:
     """Tell whether a split is for training, by its name."""
     return bool(re.search("train|(^|[^a-z])fit", name.lower()))
-
-
-def _within(names: Sequence[str], splitter: BaseSplitter | None) -> list[tuple[str, str]]:
-    if isinstance(splitter, FoldSplitter):
-        return list(zip(names[::2], names[1::2], strict=True))
-    return list(combinations(names, 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,26 +222,6 @@ class Table:
     max_rows: int | None
     quick: bool = False
 
-    @classmethod
-    def of(
-        cls,
-        fs: FeatureSet,
-        groups: Columns,
-        time: Columns,
-        tolerance: float | None,
-        max_rows: int | None,
-        quick: bool,
-    ) -> Table:
-        """Look up what the user named, and which splits are to be compared."""
-
-        def named(wanted: Columns) -> list[str] | None:
-            schema = fs.collection.schema
-            return None if wanted is None else [select_one(schema, n) for n in as_list(wanted)]
-
-        if max_rows is None and fs.collection.is_mapped(fs.collection.names):
-            max_rows = MAPPED
-        return cls(fs, pairs_of(fs), named(groups), named(time), tolerance, max_rows, quick)
-
     # -- rows and columns -----------------------------------------------------------------
 
     @cached_property
@@ -261,6 +237,15 @@ class Table:
             every = -(-n // most)
             return np.flatnonzero(np.arange(n) // RUN % every == 0)[:most]
         return np.sort(np.random.default_rng(0).choice(n, most, replace=False))
+
+    def codes(self, names: Sequence[str]) -> IntArray:
+        """Give all rows with equal values in these columns equal numbers from 0."""
+        return joined([self.fs.collection.codes(name) for name in names])
+
+    def grouped_by(self, splitter: Any) -> tuple[str, ...]:
+        """Return the columns whose equal values a splitter keeps together, by full name."""
+        by = as_list(getattr(splitter, "group_by", None))
+        return tuple(select_one(self.fs.collection.schema, key) for key in by)
 
     @property
     def is_whole(self) -> bool:
@@ -289,7 +274,7 @@ class Table:
             found = place[rows]
             return found[found >= 0]
 
-        return [Side(p, inside(p.train), inside(p.test[~p.in_train[p.test]])) for p in self.pairs]
+        return [Side(p, inside(p.train), inside(p.tested)) for p in self.pairs]
 
     @cached_property
     def main_sides(self) -> list[Side]:
@@ -361,7 +346,7 @@ class Table:
         self,
         kind: str,
         severity: str,
-        rows: IntArray,
+        rows: IntArray | None,
         finding: str,
         columns: Iterable[str] = (),
         pair: Pair | None = None,
@@ -373,9 +358,10 @@ class Table:
     ) -> Finding:
         """Return a finding on some rows of the set, the surest first.
 
-        Where it is on a pair, `finding` follows their number.
+        Without `rows` it is on all. Where it is on a pair, `finding` follows their number.
         """
         columns = tuple(columns)
+        rows = np.arange(len(self.fs)) if rows is None else rows
         rows = rows[np.sort(np.unique(rows, return_index=True)[1])]
         ids = id_texts(self.fs.collection.ids[rows[:5]]).tolist() if len(rows) else ()
         if pair is not None:
@@ -388,3 +374,12 @@ class Table:
             severity, kind, columns, splits, len(rows), finding, tuple(ids), measure, p_value,
             remedy, f"{kind}{key}", picture,
         )  # fmt: skip
+
+
+def joined(codes: Sequence[IntArray]) -> IntArray:
+    """Give equal combinations of codes equal numbers from 0."""
+    combined = codes[0]
+    for more in codes[1:]:
+        combined = combined * (more.max(initial=0) + 1) + more
+    found: IntArray = np.unique(combined, return_inverse=True)[1]
+    return found

@@ -66,7 +66,7 @@ def target_in_feature(t: Table) -> Iterator[Finding]:
             if left <= limit:
                 sure = "error" if left <= EXACT else "warning"
                 yield t.finding(
-                    "target_copy", sure if _is_telling(c, y, width) else "info", _every(t),
+                    "target_copy", sure if _is_telling(c, y, width) else "info", None,
                     f"feature {c.key!r} repeats target {y.key!r}, up to an offset, a factor and "
                     f"{left:.1g} standard deviations", (c.name, y.name), remedy="leave it out",
                     measure=f"a straight line leaves {left:.1g} of its standard deviation",
@@ -89,10 +89,10 @@ def _by_count_missing(
     if sum(c.flat.shape[1] for c in empty) < 2:
         return
     share = explained(sum(np.isnan(c.flat).sum(axis=1) for c in empty).astype(float), wanted)
-    if share >= (TELLS_CLASS if wanted.is_class else TELLS):
+    if share >= wanted.told:
         keys = ", ".join(repr(c.key) for c in empty[:4])
         yield t.finding(
-            "target_in_features", "warning", _every(t),
+            "target_in_features", "warning", None,
             f"how many values of {keys} are missing in a row says what target {y.key!r} is",
             [*(c.name for c in empty), y.name], remedy="find out why they are missing; a model "
             "must not learn it, unless it is known before the target is",
@@ -147,14 +147,14 @@ def _function(
         if max(empty.values()) > max(found.values()):
             found, what = empty, "says by its missing values"
     best = int(max(found, key=lambda i: found[i]))
-    if found[best] < (TELLS_CLASS if wanted.is_class else TELLS):
+    if found[best] < wanted.told:
         return
     element = f"element {best} of " if flat.shape[1] > 1 else ""
     plain = width == 1 or not _is_telling(c, y, width)
     if flat.shape[1] >= CURVE and not wanted.is_class and c.values.dtype.kind == "f":
         plain |= sum(share >= TELLS for share in found.values()) >= 3  # as a peak does
     yield found[best], t.finding(
-        "target_in_feature", "info" if plain else "warning", _every(t),
+        "target_in_feature", "info" if plain else "warning", None,
         f"{element}feature {c.key!r} alone {what} what target {y.key!r} is", (c.name, y.name),
         remedy="leave it out, unless it is known before the target is",
         measure=f"it explains {found[best]:.1%} of the target, or the target of it, on rows held "
@@ -189,7 +189,7 @@ def target_in_features(t: Table) -> Iterator[Finding]:
             columns = dict.fromkeys(labels[i] for i in parts)
             keys = ", ".join(repr(c.key) for c in columns)
             yield t.finding(
-                "target_in_features", "warning", _every(t),
+                "target_in_features", "warning", None,
                 f"target {y.key!r} is a weighted {form} of features {keys}",
                 [*(c.name for c in columns), y.name],
                 remedy="leave one of them out, unless all are known before the target is",
@@ -226,15 +226,19 @@ def target_in_id(t: Table) -> Iterator[Finding]:
         if wanted is None:
             continue
         for c in t.of_domain("features", "tags"):
-            if c.is_number and (c.domain == "features" or not _is_counter(c.values)):
-                continue  # a feature that is a number has been looked at
             if not c.is_scalar or c.n_values < 0.9 * len(t.rows):
                 continue
+            if c.is_number and c.domain == "features":
+                continue  # it has been looked at
+            if c.is_number:  # a tag that is no count of rows, all different and evenly spaced
+                steps = np.diff(np.sort(c.values.astype(np.float64)))
+                if not (len(steps) and steps.min() > 0 and steps.max() <= 3 * np.median(steps)):
+                    continue
             for how, (codes, _) in readings(c.values).items():
                 share = explained(codes.astype(float), wanted)
-                if share >= (TELLS_CLASS if wanted.is_class else TELLS):
+                if share >= wanted.told:
                     yield t.finding(
-                        "target_in_id", "warning", _every(t),
+                        "target_in_id", "warning", None,
                         f"{c.key!r} names rows by their target {y.key!r}{how}", (c.name, y.name),
                         remedy="leave it out, and do not split or sort by it",
                         measure=f"it explains {share:.1%} of the target on rows held out",
@@ -258,16 +262,6 @@ def _targets(t: Table) -> Iterator[tuple[Column, Wanted | None]]:
                 wanted = Wanted(c.flat[:, 0].astype(np.float64), train, test, is_class)
         if c.flat.shape[1]:
             yield c, wanted
-
-
-def _every(t: Table) -> IntArray:
-    return np.arange(len(t.fs))
-
-
-def _is_counter(values: Array) -> bool:
-    """Tell whether numbers count rows: all different and evenly spaced."""
-    steps = np.diff(np.sort(values.astype(np.float64)))
-    return bool(len(steps)) and bool(steps.min() > 0) and bool(steps.max() <= 3 * np.median(steps))
 
 
 def _picture(c: Column, y: Column, element: int = 0) -> str:
@@ -320,6 +314,7 @@ class Wanted:
         self.codes = np.unique(values, return_inverse=True)[1]
         self.ranks = average_ranks(values)[:, 0] / len(values)
         self.n_values = int(self.codes.max(initial=-1)) + 1
+        self.told = TELLS_CLASS if is_class else TELLS  # share from which on a column tells it
 
 
 def likely(flat: Array, y: Wanted) -> IntArray:
@@ -399,7 +394,9 @@ def explained(x: Array, y: Wanted) -> float:
 
 def _share(x: Array, y: Array, train: IntArray, test: IntArray, few: bool) -> float:
     if few:
-        guess, factor = _mean_of_value(x, y, train, test), 1.0
+        n = np.bincount(x[train], minlength=int(x.max()) + 1)
+        mean = np.bincount(x[train], y[train], minlength=len(n)) / np.maximum(n, 1)
+        guess, factor = np.where(n[x[test]] > 0, mean[x[test]], y[train].mean()), 1.0
     else:
         left, right = _neighbours(x, train, test)
         guess, factor = (y[left] + y[right]) / 2, 1.5
@@ -423,13 +420,6 @@ def _kappa(x: Array, y: IntArray, train: IntArray, test: IntArray, few: bool) ->
     shares = [np.bincount(v[v >= 0], minlength=top) / n for v in (guess, y[test])]
     chance = float((shares[0] * shares[1]).sum())
     return (agree - chance) / (1 - chance) if chance < 1 else 0.0
-
-
-def _mean_of_value(x: IntArray, y: Array, train: IntArray, test: IntArray) -> Array:
-    n = np.bincount(x[train], minlength=int(x.max()) + 1)
-    mean = np.bincount(x[train], y[train], minlength=len(n)) / np.maximum(n, 1)
-    found: Array = np.where(n[x[test]] > 0, mean[x[test]], y[train].mean())
-    return found
 
 
 def _neighbours(x: Array, train: IntArray, test: IntArray) -> tuple[IntArray, IntArray]:

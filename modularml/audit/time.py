@@ -11,7 +11,7 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array
 from modularml.audit.likeness import ALPHA, scores, within, z_to_p
-from modularml.audit.table import Column, Pair, Side, Table, is_training
+from modularml.audit.table import Column, Side, Table, is_training
 from modularml.data.audit_report import Finding
 
 __all__ = ["as_times", "row_order", "time_order"]
@@ -67,7 +67,14 @@ def time_order(t: Table) -> Iterator[Finding]:
             elif alike and not whole and _is_dealt(clock, side, t):
                 severity, measure = "warning", alike
             else:
-                yield from _ties(t, clock, pair, bool(alike))
+                if alike and np.nanmin(test) >= np.nanmax(train):  # the cut may be within a time
+                    yield t.finding(
+                        "time_ties", "warning", pair.test[test == np.nanmax(train)],
+                        f"have the same {clock.key!r} as the newest of {pair.names[0]!r}",
+                        clock.names, pair,
+                        remedy="cut between two times, so that equal times stay together",
+                        measure="they are equal",
+                    )  # fmt: skip
                 continue
             yield t.finding(
                 "time_order", severity, older, finding, clock.names, pair, measure=measure,
@@ -236,17 +243,3 @@ def _is_dealt(clock: _Clock, side: Side, t: Table) -> bool:
     changes = int((np.diff((both < len(train)).astype(int)) != 0).sum())
     usual = 2 * len(train) * len(test) / (len(train) + len(test))
     return changes > 0.3 * usual
-
-
-def _ties(t: Table, clock: _Clock, pair: Pair, alike: bool) -> Iterator[Finding]:
-    """Find a cut in time that goes through rows of one stamp."""
-    train, test = clock.times[pair.train], clock.times[pair.test]
-    if not alike or np.nanmin(test) < np.nanmax(train):
-        return
-    rows = pair.test[test == np.nanmax(train)]
-    yield t.finding(
-        "time_ties", "warning", rows,
-        f"have the same {clock.key!r} as the newest of {pair.names[0]!r}", clock.names, pair,
-        remedy="cut between two times, so that equal times stay together",
-        measure="they are equal",
-    )  # fmt: skip

@@ -156,26 +156,25 @@ def _plain(array: pa.Array, key: str) -> pa.Array:
 
 def _from_decimals(array: pa.Array, key: str) -> pa.Array:
     """Return whole decimals as integers, so that ids keep their digits, and others as floats."""
-    try:
-        whole = array.type.scale <= 0  # text is read to the nearest float, a cast is not
-        found = array.cast(pa.int64()) if whole else array.cast(pa.string()).cast(pa.float64())
+    precision, scale = array.type.precision, array.type.scale
+    try:  # text is read to the nearest float, a cast is not
+        kind, source = (
+            (pa.int64(), array) if scale <= 0 else (pa.float64(), array.cast(pa.string()))
+        )
+        found = source.cast(kind)
     except pa.ArrowInvalid:
         found = None
-    if found is None or not _keeps_digits(array, found):
+    if found is not None and scale > 0 and precision > 15:  # 15 digits can always be had back
+        large = pc.greater_equal(pc.abs(found), 10.0 ** (15 - scale))
+        pairs = zip(array.filter(large).to_pylist(), found.filter(large).to_pylist(), strict=True)
+        if not all(n is None or Decimal(repr(n)) == decimal for decimal, n in pairs):
+            found = None
+    if found is None:
         raise DataError(
             f"column {key!r} holds {array.type} values that do not fit in 64 bits; cast it to "
             "text, or to floats if digits may be lost"
         )
     return found
-
-
-def _keeps_digits(array: pa.Array, floats: pa.Array) -> bool:
-    """Tell whether decimals can be had back from floats; those of 15 digits always can."""
-    if array.type.precision <= 15 or not pa.types.is_floating(floats.type):
-        return True
-    large = pc.greater_equal(pc.abs(floats), 10.0 ** (15 - array.type.scale))
-    pairs = zip(array.filter(large).to_pylist(), floats.filter(large).to_pylist(), strict=True)
-    return all(Decimal(repr(number)) == decimal for decimal, number in pairs if number is not None)
 
 
 def _from_extension(array: pa.Array, key: str) -> pa.Array:

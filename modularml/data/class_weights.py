@@ -57,28 +57,8 @@ class ClassWeights:
 
     def _table(self, view: FeatureSetView) -> tuple[str, Array, Array]:
         """Return the column that holds the classes, the classes, and their weights."""
-        self._check(view)
         drawn = view.valid_indices
-        if self.weights == "balanced":
-            classes, counts = np.unique(_labels(view, self.column)[drawn], return_counts=True)
-            return self.column, classes, len(drawn) / (len(classes) * counts)
-        weights: Mapping[Any, float] = dict(self.weights)
-        raw = f"{self.column.rpartition('.')[0]}.raw"  # text labels of encoded targets
-        columns = [self.column, *([raw] if raw in view.collection.schema.columns else [])]
-        for column in columns:
-            classes = np.unique(_labels(view, column)[drawn])
-            if all(label in weights for label in classes.tolist()):
-                self._check_known(view, column, weights)
-                return column, classes, np.array([weights[label] for label in classes.tolist()])
-        classes = np.unique(_labels(view, self.column)[drawn])
-        missing = [label for label in classes.tolist() if label not in weights]
-        raise DataError(
-            f"class_weight of loss {self.loss!r} has no weight for {missing} of column "
-            f"{self.column!r}, only for {list(weights)}; add them, or pass 'balanced'"
-        )
-
-    def _check(self, view: FeatureSetView) -> None:
-        labels = _labels(view, self.column)[view.valid_indices]
+        labels = _labels(view, self.column)[drawn]
         is_float = labels.dtype.kind == "f"
         fractions = is_float and not (np.isfinite(labels) & (labels == np.round(labels))).all()
         if labels.ndim != 1 or fractions or labels.dtype.kind not in "biufUSO":
@@ -87,14 +67,28 @@ class ClassWeights:
                 f"{self.column!r} holds {'fractions or NaN' if fractions else 'several values'}; "
                 "use labels instead of one-hot targets, or sample_weight="
             )
-
-    def _check_known(self, view: FeatureSetView, column: str, weights: Mapping[Any, float]) -> None:
-        """Refuse weights of labels that no row of the FeatureSet has."""
-        labels = np.unique(_labels(view, column)).tolist()
-        if unknown := [label for label in weights if label not in labels]:
-            raise UnknownNameError(
-                f"class in class_weight of loss {self.loss!r}", str(unknown[0]), map(str, labels)
-            )
+        if self.weights == "balanced":
+            classes, counts = np.unique(labels, return_counts=True)
+            return self.column, classes, len(drawn) / (len(classes) * counts)
+        weights: Mapping[Any, float] = dict(self.weights)
+        raw = f"{self.column.rpartition('.')[0]}.raw"  # text labels of encoded targets
+        columns = [self.column, *([raw] if raw in view.collection.schema.columns else [])]
+        for column in columns:
+            classes = np.unique(_labels(view, column)[drawn])
+            if all(label in weights for label in classes.tolist()):
+                known = np.unique(_labels(view, column)).tolist()
+                if unknown := [label for label in weights if label not in known]:
+                    raise UnknownNameError(
+                        f"class in class_weight of loss {self.loss!r}",
+                        str(unknown[0]),
+                        map(str, known),
+                    )
+                return column, classes, np.array([weights[label] for label in classes.tolist()])
+        missing = [label for label in np.unique(labels).tolist() if label not in weights]
+        raise DataError(
+            f"class_weight of loss {self.loss!r} has no weight for {missing} of column "
+            f"{self.column!r}, only for {list(weights)}; add them, or pass 'balanced'"
+        )
 
 
 def _labels(view: FeatureSetView, column: str) -> Array:

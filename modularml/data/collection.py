@@ -65,7 +65,17 @@ class SampleCollection:
         masks: Mapping[str, str] | None = None,
     ) -> None:
         names = table.column_names
-        arrays = [_one_array(table.column(i), name) for i, name in enumerate(names)]
+        arrays: list[pa.Array] = []
+        for name, column in zip(names, table.columns, strict=True):
+            is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            if name != SAMPLE_UUIDS:
+                arrays.append(to_arrow(column, name))
+            elif is_text:
+                arrays.append(id_array(ids_from_texts(column.to_pylist())))
+            else:
+                arrays.append(
+                    column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+                )
         fields = [
             pa.field(f.name, a.type, metadata=f.metadata)
             for f, a in zip(table.schema, arrays, strict=True)
@@ -78,7 +88,11 @@ class SampleCollection:
         typed = with_metadata(pa.schema(fields), categories)
         self._set(pa.Table.from_arrays(arrays, schema=typed), maps or {}, masks)
         if schema is not None and dict(schema.columns) != dict(self.schema.columns):
-            raise DataError(_differences(schema, self.schema))
+            known, read = schema.columns, self.schema.columns
+            different = [n for n in {**known, **read} if known.get(n) != read.get(n)]
+            raise DataError(
+                f"table and schema differ in name, shape or dtype of: {', '.join(different[:5])}"
+            )
         if SAMPLE_UUIDS in names:
             check_ids(self.table.column(SAMPLE_UUIDS))
 
@@ -368,14 +382,6 @@ def block_rows(columns: Mapping[str, Array]) -> int:
     return max(1, BLOCK_BYTES // max(1, width))
 
 
-def _one_array(column: pa.ChunkedArray, name: str) -> pa.Array:
-    if name == SAMPLE_UUIDS:
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            return id_array(ids_from_texts(column.to_pylist()))
-        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    return to_arrow(column, name)
-
-
 def _blocks(array: pa.Array) -> Iterator[Array]:
     """Yield the contents of an array as bytes that do not depend on its memory layout."""
     while pa.types.is_fixed_size_list(array.type):
@@ -396,9 +402,3 @@ def _blocks(array: pa.Array) -> Iterator[Array]:
         )  # one bit pattern for NaN
     else:
         yield value_bytes(array)
-
-
-def _differences(expected: SampleSchema, actual: SampleSchema) -> str:
-    names = dict.fromkeys([*expected.columns, *actual.columns])
-    different = [n for n in names if expected.columns.get(n) != actual.columns.get(n)]
-    return f"table and schema differ in name, shape or dtype of: {', '.join(different[:5])}"

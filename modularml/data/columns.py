@@ -178,7 +178,10 @@ def _from_ndarray(values: Array, key: str, copy: bool) -> pa.Array:
             f"column {key!r} has the fields {values.dtype}; pass one column for each field"
         )
     if isinstance(values, np.ma.MaskedArray):
-        values = _unmasked(values, key)
+        masked = np.argwhere(np.ma.getmaskarray(values))
+        if len(masked) and values.dtype.kind != "f":
+            raise null_error(key, int(masked[0, 0]), len(masked))
+        values = values.filled(np.nan) if len(masked) else values.data
     if values.dtype.kind == "O" and values.ndim == 1:
         return _from_objects(values.tolist(), key)
     shape = values.shape[1:]
@@ -192,8 +195,11 @@ def _from_ndarray(values: Array, key: str, copy: bool) -> pa.Array:
     if copy or not values.flags.c_contiguous:
         values = np.array(values, dtype=dtype, order="C", subok=False)
     values = values.astype(dtype, copy=False)
-    if dtype == "M8[D]":
-        _check_dates(values, key)
+    if dtype == "M8[D]" and (far := np.abs(values.view(np.int64)) >= 2**31).any():
+        raise DataError(  # Arrow has 32 bits for dates and would wrap them around
+            f"column {key!r} holds a date that is out of range in row "
+            f"{int(np.argwhere(far)[0, 0])}; use timestamps in seconds, or numbers"
+        )
     return wrap(_arrow(values.reshape(-1), key), shape)
 
 
@@ -204,25 +210,6 @@ def _arrow_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
         unit = "s" if dtype.kind == "m" and unit == "D" else unit
         dtype = dtype if unit is None else np.dtype(f"{dtype.kind}8[{unit}]")
     return dtype.newbyteorder("=")
-
-
-def _check_dates(values: Array, key: str) -> None:
-    """Refuse dates that overflow Arrow's 32 bits; Arrow would wrap them around."""
-    far = np.abs(values.view(np.int64)) >= 2**31
-    if far.any():
-        row = int(np.argwhere(far)[0, 0])
-        raise DataError(
-            f"column {key!r} holds a date that is out of range in row {row}; use timestamps in "
-            "seconds, or numbers"
-        )
-
-
-def _unmasked(values: Any, key: str) -> Array:
-    masked = np.argwhere(np.ma.getmaskarray(values))
-    if len(masked) and values.dtype.kind != "f":
-        raise null_error(key, int(masked[0, 0]), len(masked))
-    array: Array = values.filled(np.nan) if len(masked) else values.data
-    return array
 
 
 def _from_objects(values: Sequence[Any], key: str) -> pa.Array:
@@ -258,7 +245,10 @@ def _from_objects(values: Sequence[Any], key: str) -> pa.Array:
     except ValueError:
         raise _ragged(values, key) from None
     _check_integers(values, stacked, key)
-    if stacked.dtype.kind == "O" or (stacked.dtype.kind in "US" and _mixed(values)):
+    is_mixed = stacked.dtype.kind in "US" and any(
+        getattr(v, "dtype", np.dtype(object)).kind not in "US" for v in values
+    )
+    if stacked.dtype.kind == "O" or is_mixed:
         return _arrow([np.asarray(v, dtype=object).ravel().tolist() for v in values], key)
     return _from_ndarray(stacked, key, copy=False)
 
@@ -287,17 +277,23 @@ def _check_integers(values: Sequence[Any], stacked: Array, key: str) -> None:
                 )
 
 
-def _mixed(values: Sequence[Any]) -> bool:
-    return any(getattr(v, "dtype", np.dtype(object)).kind not in "US" for v in values)
-
-
 def _arrow(values: Any, key: str, per_row: int = 1) -> pa.Array:
     """Let Arrow infer the type; `per_row` values belong to one sample."""
     try:
         array = _inferred(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         if isinstance(values, list | tuple):
-            raise _type_error(values, key, per_row) from error
+            fits, fails = 0, len(values)  # lengths of prefixes that convert and do not
+            while fails - fits > 1:
+                middle = (fits + fails) // 2
+                try:
+                    pa.array(values[:middle])
+                    fits = middle
+                except (pa.ArrowException, TypeError, ValueError, OverflowError):
+                    fails = middle
+            if isinstance(values[fits], float) and np.isnan(values[fits]):
+                raise null_error(key, fits // per_row, 1) from error
+            raise _mixture_error(values, key, fits, per_row) from error
         raise DataError(
             f"column {key!r} holds {values.dtype}, for which there is no Arrow type; convert it, "
             "for example with astype"
@@ -315,7 +311,9 @@ def _inferred(values: Any) -> pa.Array:
         found = pa.array(values)
         kind = found.type
         if (pa.types.is_timestamp(kind) or pa.types.is_duration(kind)) and kind.unit == "us":
-            fine = isinstance(values, list | tuple) and any(map(_has_nanoseconds, values))
+            fine = isinstance(values, list | tuple) and any(
+                getattr(v, "nanosecond", 0) or getattr(v, "nanoseconds", 0) for v in values
+            )
             if fine:  # of Timestamp and Timedelta of pandas, which Arrow would leave out
                 zone = {"tz": kind.tz} if pa.types.is_timestamp(kind) else {}
                 make = pa.timestamp if pa.types.is_timestamp(kind) else pa.duration
@@ -334,10 +332,6 @@ def _is_pandas_missing(value: Any) -> bool:
     return type(value).__name__ in ("NAType", "NaTType")
 
 
-def _has_nanoseconds(value: Any) -> bool:
-    return bool(getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0))
-
-
 def _would_change(value: Any, kind: pa.DataType) -> bool:
     """Check whether Arrow would change a value: a number or another kind of time."""
     if isinstance(value, int | float | np.number) and not isinstance(value, np.timedelta64):
@@ -350,20 +344,6 @@ def _would_change(value: Any, kind: pa.DataType) -> bool:
     has_zone = getattr(value, "tzinfo", None) is not None
     naive = isinstance(value, date | np.datetime64)
     return naive and not _is_pandas_missing(value) and zoned != has_zone
-
-
-def _type_error(values: Sequence[Any], key: str, per_row: int) -> DataError:
-    fits, fails = 0, len(values)  # lengths of prefixes that convert and do not
-    while fails - fits > 1:
-        middle = (fits + fails) // 2
-        try:
-            pa.array(values[:middle])
-            fits = middle
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            fails = middle
-    if isinstance(values[fits], float) and np.isnan(values[fits]):
-        return null_error(key, fits // per_row, 1)
-    return _mixture_error(values, key, fits, per_row)
 
 
 def _mixture_error(values: Sequence[Any], key: str, place: int, per_row: int) -> DataError:
@@ -390,15 +370,13 @@ def _preview(value: Any) -> str:
 
 
 def _ragged(values: Sequence[Any], key: str) -> DataError:
-    shapes = [_shape_of(v) for v in values]
+    shapes: list[Shape | None] = []
+    for value in values:
+        try:
+            shapes.append(tuple(np.shape(value)))
+        except ValueError:
+            shapes.append(None)
     row = next((i for i, shape in enumerate(shapes) if shape is None or shape != shapes[0]), 0)
     if values[row] is None:
         return null_error(key, row, sum(v is None for v in values))
     return ragged_error(key, shapes[0], row, shapes[row])
-
-
-def _shape_of(value: Any) -> Shape | None:
-    try:
-        return tuple(np.shape(value))
-    except ValueError:
-        return None

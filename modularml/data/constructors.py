@@ -259,13 +259,10 @@ class Constructors:
         numbers or times (``1'234``, ``12 V``, ``-``, ``31.01.2024``) is warned of, with the option
         that reads it.
         """
-        hint = "pass options of pandas.read_csv in read={...}"
-        keys = _keys(feature_keys, target_keys, tag_keys, kwargs, hint)
         options: dict[str, Any] = {"read": read, "rename": rename, "stack": stack}
         options |= {"file_as": file_as, "missing": missing, "mask": mask}
-        made = cls(label, from_csv(paths, *keys, **options), **kwargs)
-        made.read_from = _source("csv", paths, keys, options, kwargs)
-        return made
+        keys = feature_keys, target_keys, tag_keys
+        return cls._from_files("csv", label, paths, keys, options, kwargs)
 
     @classmethod
     def from_parquet(
@@ -317,38 +314,33 @@ class Constructors:
             If a file is missing or cannot be read, integers, text or booleans are missing, or no
             type holds the values of a column in two files.
         """
-        keys = _keys(feature_keys, target_keys, tag_keys, kwargs)
         options: dict[str, Any] = {"rename": rename, "stack": stack, "file_as": file_as}
         options |= {"mask": mask, "in_memory": in_memory}
-        made = cls(label, from_parquet(paths, *keys, **options), **kwargs)
-        made.read_from = _source("parquet", paths, keys, options, kwargs)
+        keys = feature_keys, target_keys, tag_keys
+        return cls._from_files("parquet", label, paths, keys, options, kwargs)
+
+    @classmethod
+    def _from_files(
+        cls,
+        kind: str,
+        label: str,
+        paths: FilePaths,
+        keys: Sequence[Any],
+        options: Mapping[str, Any],
+        kwargs: dict[str, Any],
+    ) -> Self:
+        """Read files, with the keys of each domain by either name of their argument."""
+        names = ("feature_cols", "target_cols", "tag_cols")
+        aliases = [kwargs.pop(name, None) for name in names]
+        keys = [a if key is None else key for key, a in zip(keys, aliases, strict=True)]
+        hint = "; pass options of pandas.read_csv in read={...}" if kind == "csv" else ""
+        for name in kwargs:
+            if name not in ("node_id", "register", *DESCRIPTIONS):
+                raise ConfigError(f"unknown argument {name!r}{hint}")
+        read = from_csv if kind == "csv" else from_parquet
+        made = cls(label, read(paths, *keys, **options), **kwargs)
+        passed = {**dict(zip(DOMAIN_KEYS, keys, strict=True)), **options}
+        passed |= {name: kwargs.get(name) for name in DESCRIPTIONS}
+        kept = {k: v for k, v in passed.items() if v is not None and (k, v) != ("missing", "nan")}
+        made.read_from = {kind: paths, **kept}
         return made
-
-
-def _keys(
-    features: Any, targets: Any, tags: Any, kwargs: dict[str, Any], hint: str = ""
-) -> list[Any]:
-    """Return the keys of each domain from either argument name; refuse others."""
-    names = ("feature_cols", "target_cols", "tag_cols")
-    aliases = [kwargs.pop(name, None) for name in names]
-    for name in kwargs:
-        if name not in ("node_id", "register", *DESCRIPTIONS):
-            raise ConfigError(f"unknown argument {name!r}{hint and '; '}{hint}")
-    return [
-        key if key is not None else alias
-        for key, alias in zip((features, targets, tags), aliases, strict=True)
-    ]
-
-
-def _source(
-    kind: str,
-    paths: FilePaths,
-    keys: Sequence[Any],
-    options: Mapping[str, Any],
-    kwargs: Mapping[str, Any],
-) -> ReadFrom:
-    """Return how rows were read: the arguments that are not their defaults."""
-    given = {**dict(zip(DOMAIN_KEYS, keys, strict=True)), **options}
-    given |= {name: kwargs.get(name) for name in DESCRIPTIONS}
-    kept = {k: v for k, v in given.items() if v is not None and (k, v) != ("missing", "nan")}
-    return {kind: paths, **kept}

@@ -72,6 +72,9 @@ REPLACEMENTS = {
 }
 """Arguments of pandas.read_csv that are not supported, and their replacements."""
 
+STREAMS = {".gz": "gzip", ".gzip": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd"}
+"""Compressions that Arrow reads, by suffix."""
+
 LOOKS_LIKE_ID = r"^\s*(?:[+-]?0[0-9]+|[0-9]+[eE][0-9]+)\s*$"
 """Identifiers that a number would change: ``007``, or ``1E5`` on a plate."""
 
@@ -99,7 +102,14 @@ def from_csv(
     if missing not in ("nan", "error"):
         raise ConfigError(f"missing must be 'nan' or 'error', got {missing!r}")
     options = dict(expect("read", {} if read is None else read, Mapping, "a mapping"))
-    _check_options(options)
+    known = inspect.signature(require("pandas").read_csv).parameters
+    for name in options:
+        if name in REPLACEMENTS:
+            raise ConfigError(
+                f"read={{{name!r}: ...}} is not supported; use {REPLACEMENTS[name]} instead"
+            )
+        if name not in known:
+            raise UnknownNameError("option of pandas.read_csv", name, known)
     tag_keys = list(dict.fromkeys([*column_names(tags), *column_names(file_as)]))
     masks = [mask] if isinstance(mask, str) else (mask or {}).values()
     wanted = [*dict.fromkeys([*column_names(features), *column_names(targets), *tag_keys, *masks])]
@@ -131,24 +141,19 @@ def from_csv(
     )
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
-    known = inspect.signature(require("pandas").read_csv).parameters
-    for name in options:
-        if name in REPLACEMENTS:
-            raise ConfigError(
-                f"read={{{name!r}: ...}} is not supported; use {REPLACEMENTS[name]} instead"
-            )
-        if name not in known:
-            raise UnknownNameError("option of pandas.read_csv", name, known)
-
-
 class _CsvFile:
     """One file, as pandas reads it, and the names in its header."""
 
     def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
         self.path, self.options = path, dict(options)
         self.frame = self._read(**self.options)
-        self.names = self._header()
+        names = [column_name(name) for name in self.frame.columns]  # repeated ones are numbered
+        if {"header", "names", "index_col", "usecols", "engine"}.isdisjoint(self.options) and names:
+            first = self._written(header=None, nrows=1).iloc[0]
+            raw = ["" if text is None or text != text else str(text) for text in first.tolist()]  # noqa: PLR0124
+            if len(raw) == len(names):
+                names = [text or name for text, name in zip(raw, names, strict=True)]
+        self.names = [name.strip() for name in names]
         self._use_exact_names()
         dtypes = self.options.get("dtype", {})
         dates = self.options.get("parse_dates", ())
@@ -161,7 +166,22 @@ class _CsvFile:
     def column(self, place: int) -> pa.Array:
         """Return a column, with times for text that is ISO 8601."""
         values = _arrow(self.frame.iloc[:, place])
-        return values if self._is_typed(place) else _parse_times(values)
+        if self._is_typed(place) or not is_text(values.type):
+            return values
+        present = values.drop_null()
+        if not len(present) or not pc.all(pc.match_substring_regex(present, ISO_TIME)).as_py():
+            return values
+        zoned = pc.match_substring_regex(present, ZONE)
+        if pc.any(zoned).as_py() and not pc.all(zoned).as_py():
+            return values
+        try:
+            times = require("pandas").to_datetime(
+                values.to_pandas(), format="ISO8601", utc=zoned[0].as_py()
+            )
+        except ValueError:
+            return values  # for example the 31st of April
+        dates = pc.max(pc.utf8_length(present)).as_py() == len("2024-01-31")
+        return _arrow(times).cast(pa.date32()) if dates else _arrow(times)
 
     def name_column(self, file_as: str, table: TableColumns) -> pa.Array:
         """Return the name of this file, once for each row."""
@@ -180,13 +200,49 @@ class _CsvFile:
         values, place = table[key], table.place(key)
         if self._is_typed(place):
             return values
-        _check_integers(key, values, self, place)
-        if is_tag:
-            values = _ids_as_text(key, values, self, place)
+        is_float = pa.types.is_floating(values.type)
+        if is_float:
+            self._check_integers(key, values, place)
+        if is_tag and (is_float or pa.types.is_integer(values.type)):
+            values = self._ids_as_text(key, values, place)
         decimal = str(self.options.get("decimal", "."))
         warn_about_text(self.names[place], values, self.path, is_tag=is_tag, decimal=decimal)
         if values.null_count:
-            _check_row_lengths(self.path, self.options, place + 1, len(self.names))
+            self._check_row_lengths(place + 1)
+        return values
+
+    def _check_integers(self, key: str, values: pa.Array, place: int) -> None:
+        """Refuse integers that change because a column holds floats, too."""
+        large = pc.and_(pc.greater_equal(pc.abs(values), 2.0**53), pc.is_finite(values))
+        if not pc.any(large).as_py():
+            return
+        texts = self.text(place).filter(large).to_pylist()
+        for number, text in zip(values.filter(large).to_pylist(), texts, strict=True):
+            if text.strip().lstrip("+-").isdigit() and int(text) != number:
+                raise DataError(
+                    f"column {key!r} of {str(self.path)!r} holds the integer {text.strip()} beside "
+                    "floats or missing values, and floats do not hold it; read={'dtype': "
+                    f"{{{self.names[place]!r}: str}}}} keeps its digits"
+                )
+
+    def _ids_as_text(self, key: str, values: pa.Array, place: int) -> pa.Array:
+        """Return identifiers as text if numbers would change how they are written."""
+        text = self.text(place)
+        if pc.any(pc.match_substring_regex(text, LOOKS_LIKE_ID)).as_py():
+            return text
+        pairs = (
+            pa.table([values, text], ["number", "text"])
+            .group_by("number")
+            .aggregate([("text", "min"), ("text", "max")])
+        )
+        twice = pairs.filter(pc.not_equal(pairs["text_min"], pairs["text_max"]))
+        if len(twice):
+            first, other = twice["text_min"][0].as_py(), twice["text_max"][0].as_py()
+            warn(
+                f"tag {key!r} of {str(self.path)!r} is read as numbers, in which {first!r} and "
+                f"{other!r} are the same; read={{'dtype': {{{self.names[place]!r}: str}}}} keeps "
+                "them apart"
+            )
         return values
 
     def stacked(self, parts: Sequence[str], table: TableColumns, missing: str) -> Any:
@@ -210,6 +266,25 @@ class _CsvFile:
         """Return a column as it is written."""
         return _arrow(self._written().iloc[:, place]).cast(pa.string())
 
+    def _check_row_lengths(self, n_needed: int) -> None:
+        """Refuse rows with too few fields, which pandas fills silently."""
+        sep, skipped = self.options.get("sep", ","), self.options.get("skiprows") or 0
+        if not isinstance(sep, str) or not isinstance(skipped, int):
+            return
+        comment, quote = self.options.get("comment") or "\0", self.options.get("quotechar", '"')
+        with _opened(self.path, self.options.get("compression", "infer")) as raw:
+            file = io.TextIOWrapper(raw, encoding=self.options.get("encoding", "utf-8"), newline="")
+            rows: Any = (re.split(sep, line.strip()) for line in file if line.strip())
+            if len(sep) == 1:
+                rows = csv.reader(file, delimiter=sep, quotechar=quote)
+            for number, fields in enumerate(islice(rows, skipped, None), skipped + 1):
+                if fields and not fields[0].startswith(comment) and len(fields) < n_needed:
+                    raise DataError(
+                        f"{str(self.path)!r} cannot be read as CSV: line "
+                        f"{getattr(rows, 'line_num', number)} has {len(fields)} of "
+                        f"{len(self.names)} fields; is the file truncated?"
+                    )
+
     def _written(self, **more: Any) -> Any:
         options = {key: value for key, value in self.options.items() if key not in VALUES}
         return self._read(**{**options, "dtype": str, **more})
@@ -218,17 +293,31 @@ class _CsvFile:
         return bool({self.names[place], place} & self.typed)
 
     def _read(self, **options: Any) -> Any:
-        return _read_frame(self.path, options)
-
-    def _header(self) -> list[str]:
-        """Return the column names as in the file; pandas numbers repeated names."""
-        names = [column_name(name) for name in self.frame.columns]
-        if {"header", "names", "index_col", "usecols", "engine"}.isdisjoint(self.options) and names:
-            first = self._written(header=None, nrows=1).iloc[0]
-            raw = ["" if text is None or text != text else str(text) for text in first.tolist()]  # noqa: PLR0124
-            if len(raw) == len(names):
-                names = [text or name for text, name in zip(raw, names, strict=True)]
-        return [name.strip() for name in names]
+        """Read a DataFrame; errors of pandas become DataErrors with a hint."""
+        pandas = require("pandas")
+        # types are inferred from whole columns
+        whole = {} if "engine" in options else {"low_memory": False}
+        first = {} if isinstance(options.get("header"), list | tuple) else {"index_col": False}
+        arguments = {**first, **whole, "dtype_backend": "numpy_nullable", **options}
+        with readable(self.path, "CSV"), warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            try:
+                frame = pandas.read_csv(self.path, **arguments)
+            except UnicodeDecodeError as error:
+                remedy = file_remedy(self.path) or (
+                    f"it is not UTF-8 ({error}); pass its encoding, as in read={{'encoding': "
+                    "'latin-1'}"
+                )
+                raise DataError(f"{str(self.path)!r} cannot be read: {remedy}") from error
+            except (ValueError, TypeError, pandas.errors.ParserWarning) as error:
+                sep = options.get("sep", ",")
+                reason = file_remedy(self.path, sep if isinstance(sep, str) else "") or (
+                    f"{' '.join(str(error).split()).strip(' .')}. read= takes the options of "
+                    "pandas.read_csv, such as {'sep': ';', 'decimal': ',', 'comment': '#', "
+                    "'skiprows': 6}"
+                )
+                raise DataError(f"{str(self.path)!r} cannot be read as CSV: {reason}") from error
+        return frame.reset_index() if arguments.get("index_col", False) is not False else frame
 
     def _use_exact_names(self) -> None:
         """Refuse options for columns that are not there, and give pandas their names with spaces.
@@ -258,122 +347,6 @@ class _CsvFile:
                     }
 
 
-def _read_frame(path: Path, options: Mapping[str, Any]) -> Any:
-    """Read a file into a DataFrame; errors of pandas become DataErrors with a hint."""
-    pandas = require("pandas")
-    whole = {} if "engine" in options else {"low_memory": False}  # infer types from whole columns
-    first = {} if isinstance(options.get("header"), list | tuple) else {"index_col": False}
-    arguments = {**first, **whole, "dtype_backend": "numpy_nullable", **options}
-    with readable(path, "CSV"), warnings.catch_warnings():
-        warnings.simplefilter("error", pandas.errors.ParserWarning)
-        try:
-            frame = pandas.read_csv(path, **arguments)
-        except UnicodeDecodeError as error:
-            remedy = file_remedy(path) or (
-                f"it is not UTF-8 ({error}); pass its encoding, as in read={{'encoding': "
-                "'latin-1'}"
-            )
-            raise DataError(f"{str(path)!r} cannot be read: {remedy}") from error
-        except (ValueError, TypeError, pandas.errors.ParserWarning) as error:
-            sep = options.get("sep", ",")
-            reason = file_remedy(path, sep if isinstance(sep, str) else "") or (
-                f"{' '.join(str(error).split()).strip(' .')}. read= takes the options of "
-                "pandas.read_csv, such as {'sep': ';', 'decimal': ',', 'comment': '#', "
-                "'skiprows': 6}"
-            )
-            raise DataError(f"{str(path)!r} cannot be read as CSV: {reason}") from error
-    return frame.reset_index() if arguments.get("index_col", False) is not False else frame
-
-
-def _arrow(values: Any) -> pa.Array:
-    array = pa.array(values, from_pandas=True)
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-
-
-def _parse_times(values: pa.Array) -> pa.Array:
-    """Parse text that holds only ISO dates or times; return other columns unchanged."""
-    if not is_text(values.type):
-        return values
-    present = values.drop_null()
-    if not len(present) or not pc.all(pc.match_substring_regex(present, ISO_TIME)).as_py():
-        return values
-    zoned = pc.match_substring_regex(present, ZONE)
-    if pc.any(zoned).as_py() and not pc.all(zoned).as_py():
-        return values
-    try:
-        times = require("pandas").to_datetime(
-            values.to_pandas(), format="ISO8601", utc=zoned[0].as_py()
-        )
-    except ValueError:
-        return values  # for example the 31st of April
-    dates = pc.max(pc.utf8_length(present)).as_py() == len("2024-01-31")
-    return _arrow(times).cast(pa.date32()) if dates else _arrow(times)
-
-
-def _ids_as_text(key: str, values: pa.Array, file: _CsvFile, place: int) -> pa.Array:
-    """Return identifiers as text if numbers would change how they are written."""
-    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        return values
-    text = file.text(place)
-    if pc.any(pc.match_substring_regex(text, LOOKS_LIKE_ID)).as_py():
-        return text
-    pairs = (
-        pa.table([values, text], ["number", "text"])
-        .group_by("number")
-        .aggregate([("text", "min"), ("text", "max")])
-    )
-    twice = pairs.filter(pc.not_equal(pairs["text_min"], pairs["text_max"]))
-    if len(twice):
-        first, other = twice["text_min"][0].as_py(), twice["text_max"][0].as_py()
-        warn(
-            f"tag {key!r} of {str(file.path)!r} is read as numbers, in which {first!r} and "
-            f"{other!r} are the same; read={{'dtype': {{{file.names[place]!r}: str}}}} keeps "
-            "them apart"
-        )
-    return values
-
-
-def _check_integers(key: str, values: pa.Array, file: _CsvFile, place: int) -> None:
-    """Refuse integers that change because a column holds floats, too."""
-    if not pa.types.is_floating(values.type):
-        return
-    large = pc.and_(pc.greater_equal(pc.abs(values), 2.0**53), pc.is_finite(values))
-    if not pc.any(large).as_py():
-        return
-    text = file.text(place)
-    for number, written in zip(
-        values.filter(large).to_pylist(), text.filter(large).to_pylist(), strict=True
-    ):
-        if written.strip().lstrip("+-").isdigit() and int(written) != number:
-            raise DataError(
-                f"column {key!r} of {str(file.path)!r} holds the integer {written.strip()} beside "
-                "floats or missing values, and floats do not hold it; read={'dtype': "
-                f"{{{file.names[place]!r}: str}}}} keeps its digits"
-            )
-
-
-def _check_row_lengths(
-    path: Path, options: Mapping[str, Any], n_needed: int, n_columns: int
-) -> None:
-    """Refuse rows with too few fields, which pandas fills silently."""
-    sep, skipped = options.get("sep", ","), options.get("skiprows") or 0
-    if not isinstance(sep, str) or not isinstance(skipped, int):
-        return
-    comment = options.get("comment") or "\0"
-    with _opened(path, options.get("compression", "infer")) as raw:
-        file = io.TextIOWrapper(raw, encoding=options.get("encoding", "utf-8"), newline="")
-        rows: Any = (re.split(sep, line.strip()) for line in file if line.strip())
-        if len(sep) == 1:
-            rows = csv.reader(file, delimiter=sep, quotechar=options.get("quotechar", '"'))
-        for number, fields in enumerate(islice(rows, skipped, None), skipped + 1):
-            if fields and not fields[0].startswith(comment) and len(fields) < n_needed:
-                raise DataError(
-                    f"{str(path)!r} cannot be read as CSV: line "
-                    f"{getattr(rows, 'line_num', number)} has {len(fields)} of "
-                    f"{n_columns} fields; is the file truncated?"
-                )
-
-
 def _opened(path: Path, compression: Any) -> Any:
     """Open a file that may be compressed, as bytes."""
     kind = path.suffix.lower() if compression == "infer" else f".{compression}"
@@ -382,8 +355,12 @@ def _opened(path: Path, compression: Any) -> Any:
     if kind == ".zip":
         archive = zipfile.ZipFile(path)
         return archive.open(archive.namelist()[0])
-    names = {".gz": "gzip", ".gzip": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd"}
-    return pa.input_stream(str(path), compression=names.get(kind))
+    return pa.input_stream(str(path), compression=STREAMS.get(kind))
+
+
+def _arrow(values: Any) -> pa.Array:
+    array = pa.array(values, from_pandas=True)
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
 def _concatenated(key: str, files: Mapping[str, Mapping[str, Any]], missing: str) -> Any:
@@ -400,7 +377,15 @@ def _concatenated(key: str, files: Mapping[str, Mapping[str, Any]], missing: str
         if missing == "error":
             raise _missing_error(key, path, parts[path], "or pass missing='nan'")
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
-            raise _missing_error(key, path, parts[path], _kept_as_text(kind))
+            remedy = (  # only numbers can be missing, as NaN
+                "as only numbers can be missing (as NaN), or pass read={'keep_default_na': False} "
+                "if empty fields, 'NA' or 'None' are values; if numbers are meant, the signs of "
+                "missing ones go into read={'na_values': [...]}"
+                if is_text(kind)
+                else f"as {kind} values cannot be missing: read the file with pandas, then use "
+                "from_pandas"
+            )
+            raise _missing_error(key, path, parts[path], remedy)
     if column.null_count and pa.types.is_integer(kind):
         column = cast_column(column, pa.float64(), key, next(iter(files)))
     return column
@@ -412,14 +397,3 @@ def _missing_error(key: str, path: str, values: pa.Array, remedy: str) -> DataEr
         f"column {key!r} of {path!r} has {values.null_count} missing value(s), the first in row "
         f"{row}; fill or drop them, {remedy}"
     )
-
-
-def _kept_as_text(kind: pa.DataType) -> str:
-    """Return how values may be kept that cannot be missing, as only numbers can (as NaN)."""
-    if is_text(kind):
-        return (
-            "as only numbers can be missing (as NaN), or pass read={'keep_default_na': False} if "
-            "empty fields, 'NA' or 'None' are values; if numbers are meant, the signs of missing "
-            "ones go into read={'na_values': [...]}"
-        )
-    return f"as {kind} values cannot be missing: read the file with pandas, then use from_pandas"

@@ -14,8 +14,8 @@ from modularml.data.batch import DEFAULT_ROLE, Batch, BatchView, RoleData, Sampl
 from modularml.data.class_weights import ClassWeights
 from modularml.data.formats import stack
 from modularml.data.lineage import ColumnLineage, MergedColumns, Source, source_columns_of
-from modularml.data.padding import held
 from modularml.data.references import FeatureSetReference
+from modularml.data.samples import held
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError
 

@@ -109,7 +109,11 @@ def convert(
     if rows is not None:
         columns = {name: values[rows] for name, values in columns.items()}
     if zones and fmt in (DataFormat.PANDAS, DataFormat.ARROW, DataFormat.POLARS):
-        table = pa.table({name: _zoned(a, name, zones.get(name)) for name, a in columns.items()})
+        table = _arrow(columns)
+        for i, name in enumerate(columns):
+            if name in zones:
+                kind = pa.timestamp(table[name].type.unit, zones[name])
+                table = table.set_column(i, name, table[name].cast(kind))
         if fmt is DataFormat.ARROW:
             return table
         if fmt is DataFormat.POLARS:
@@ -225,17 +229,8 @@ def _pandas(columns: Mapping[str, Array]) -> Any:
     return require("pandas").DataFrame(data)
 
 
-def _polars(columns: Mapping[str, Array]) -> Any:
-    return require("polars").from_arrow(_arrow(columns))
-
-
 def _arrow(columns: Mapping[str, Array]) -> pa.Table:
     return pa.table({name: to_arrow(values, name) for name, values in columns.items()})
-
-
-def _zoned(values: Array, name: str, zone: str | None) -> pa.Array:
-    array = to_arrow(values, name)
-    return array if zone is None else array.cast(pa.timestamp(array.type.unit, zone))
 
 
 def _torch(values: Array) -> Any:
@@ -251,7 +246,7 @@ ARRAY_FORMATS = (DataFormat.NUMPY, DataFormat.LIST, DataFormat.TORCH, DataFormat
 
 _FORMATTERS: dict[DataFormat, Callable[[Mapping[str, Array]], Any]] = {
     DataFormat.PANDAS: _pandas,
-    DataFormat.POLARS: _polars,
+    DataFormat.POLARS: lambda columns: require("polars").from_arrow(_arrow(columns)),
     DataFormat.ARROW: _arrow,
     DataFormat.DICT: dict,
     DataFormat.DICT_NUMPY: dict,

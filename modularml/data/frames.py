@@ -220,7 +220,15 @@ def _of_pandas(frame: Any) -> TableColumns:
         if name is not None and name not in names
     ]
 
-    numbers = _numbers_of(frame) if len(names) > len(frame) else {}
+    numbers: dict[int, Any] = {}  # the numeric columns of a wide frame by position, read at once
+    if len(names) > len(frame):
+        places: dict[Any, list[int]] = {}
+        for place, dtype in enumerate(frame.dtypes.tolist()):
+            if isinstance(dtype, np.dtype) and dtype.kind in "biuf":
+                places.setdefault(dtype, []).append(place)
+        for own in places.values():
+            part = frame if len(own) == frame.shape[1] else frame.iloc[:, own]
+            numbers |= zip(own, np.ascontiguousarray(part.to_numpy().T), strict=True)
 
     def read(place: int) -> Any:
         if place in numbers:
@@ -230,19 +238,6 @@ def _of_pandas(frame: Any) -> TableColumns:
         return frame.index.get_level_values(levels[place - len(names)][0]).to_series()
 
     return TableColumns([*names, *(column_name(name) for _, name in levels)], read, len(frame))
-
-
-def _numbers_of(frame: Any) -> dict[int, Any]:
-    """Return the numeric columns of a wide frame by position, read at once."""
-    places: dict[Any, list[int]] = {}
-    for place, dtype in enumerate(frame.dtypes.tolist()):
-        if isinstance(dtype, np.dtype) and dtype.kind in "biuf":
-            places.setdefault(dtype, []).append(place)
-    columns: dict[int, Any] = {}
-    for own in places.values():
-        part = frame if len(own) == frame.shape[1] else frame.iloc[:, own]
-        columns |= zip(own, np.ascontiguousarray(part.to_numpy().T), strict=True)
-    return columns
 
 
 def _aligned(names: Sequence[str], columns: list[Any]) -> list[Any]:

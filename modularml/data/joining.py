@@ -134,13 +134,34 @@ def link_by(
             )
         places = pa.array(np.arange(a.n))
         return Link(pair, (places, places), "position")
-    columns = [
-        [_column(t, name) for name in as_list(key)] for t, key in zip((a, b), on, strict=True)
-    ]
+    columns: tuple[list[pa.Array], list[pa.Array]] = [], []
+    for table, key, own in zip((a, b), on, columns, strict=True):
+        for name in as_list(key):
+            values = table.key(name)
+            if values is None:
+                raise DataError(
+                    f"{table.label!r} has no column {name!r} to join its rows on; add it, "
+                    "or name the column of each set with fs.reference(on=...)"
+                )
+            if pa.types.is_dictionary(values.type):
+                values = values.dictionary_decode()
+            if pa.types.is_floating(values.type):  # NaN matches nothing
+                values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+            own.append(values)
     if len(columns[0]) != len(columns[1]):
         raise DataError(f"keys of {a.label!r} and {b.label!r} differ in length: {shown}")
-    pairs = [_to_one_type(x, y, shown, (a, b)) for x, y in zip(*columns, strict=True)]
-    return Link(pair, _combined(pairs), shown, strict)
+    keys = [_to_one_type(x, y, shown, (a, b)) for x, y in zip(*columns, strict=True)]
+    if len(keys) == 1:
+        return Link(pair, keys[0], shown, strict)
+    n, codes, missing = len(keys[0][0]), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool)
+    for x, y in keys:  # several columns become one
+        both = pa.concat_arrays([x, y]).dictionary_encode()
+        column_codes = pc.fill_null(both.indices, 0).to_numpy().astype(np.int64)
+        codes = codes * (len(both.dictionary) + 1) + column_codes
+        codes = np.unique(codes, return_inverse=True)[1].astype(np.int64)
+        missing = missing | both.indices.is_null().to_numpy(zero_copy_only=False)
+    combined = pa.array(codes, mask=missing)
+    return Link(pair, (combined[:n], combined[n:]), shown, strict)
 
 
 def link_same(tables: Sequence[Table], pair: tuple[int, int]) -> Link | None:
@@ -241,7 +262,19 @@ def join(tables: Sequence[Table], links: Sequence[Link], *, who: str = "") -> Jo
         )
     complete = np.all([rows >= 0 for rows in matched.values()], axis=0)
     rows = [matched[i][complete] for i in range(len(tables))]
-    _check_unmatched(tables, links, rows, lead, who)
+    by = " and ".join(dict.fromkeys(link.on for link in links))
+    if not len(rows[lead]) and tables[lead].n:
+        names = [table.label for table in tables]
+        raise DataError(f"{who}rows of {names} have no value of {by} in common")
+    counts = [
+        f"{n} of {table.n} rows of {table.label!r}"
+        for i, table in enumerate(tables)
+        if (i == lead or table.is_sample) and (n := table.n - len(np.unique(rows[i])))
+    ]
+    if counts and any(link.strict for link in links):
+        raise DataError(f"{who}{' and '.join(counts)} have no match by {by}, but strict=True")
+    if counts:
+        warn(f"{who}{' and '.join(counts)} have no match by {by} and are omitted")
     for link in links:
         a, b = (
             keys.take(pa.array(rows[i])) for keys, i in zip(link.keys, link.tables, strict=True)
@@ -268,45 +301,6 @@ def _look_up(lead: int, n: int, links: Sequence[Link]) -> dict[int, IntArray]:
                     rows[new] = np.where(old_rows >= 0, matches[old_rows], -1)
                     changed = True
     return rows
-
-
-def _check_unmatched(
-    tables: Sequence[Table], links: Sequence[Link], rows: list[IntArray], lead: int, who: str
-) -> None:
-    """Warn about samples without a match, or refuse them for strict links."""
-    by = " and ".join(dict.fromkeys(link.on for link in links))
-    if not len(rows[lead]) and tables[lead].n:
-        names = [table.label for table in tables]
-        raise DataError(f"{who}rows of {names} have no value of {by} in common")
-    n_unmatched = {
-        i: tables[i].n - len(np.unique(rows[i]))
-        for i in range(len(tables))
-        if i == lead or tables[i].is_sample
-    }
-    counts = [
-        f"{n} of {tables[i].n} rows of {tables[i].label!r}" for i, n in n_unmatched.items() if n
-    ]
-    if not counts:
-        return
-    if any(link.strict for link in links):
-        raise DataError(f"{who}{' and '.join(counts)} have no match by {by}, but strict=True")
-    warn(
-        f"{who}{' and '.join(counts)} have no match by {by} and are omitted",
-    )
-
-
-def _column(table: Table, name: str) -> pa.Array:
-    values = table.key(name)
-    if values is None:
-        raise DataError(
-            f"{table.label!r} has no column {name!r} to join its rows on; add it, "
-            "or name the column of each set with fs.reference(on=...)"
-        )
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if pa.types.is_floating(values.type):  # NaN matches nothing
-        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
-    return values
 
 
 def _to_one_type(
@@ -352,18 +346,3 @@ def _kind(kind: pa.DataType) -> str:
         "time": pa.types.is_temporal,
     }
     return next((name for name, fits in tests.items() if fits(kind)), str(kind))
-
-
-def _combined(columns: Sequence[tuple[pa.Array, pa.Array]]) -> tuple[pa.Array, pa.Array]:
-    """Combine several key columns into one on each side."""
-    if len(columns) == 1:
-        return columns[0]
-    n, codes, missing = len(columns[0][0]), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool)
-    for a, b in columns:
-        both = pa.concat_arrays([a, b]).dictionary_encode()
-        column_codes = pc.fill_null(both.indices, 0).to_numpy().astype(np.int64)
-        codes = codes * (len(both.dictionary) + 1) + column_codes
-        codes = np.unique(codes, return_inverse=True)[1].astype(np.int64)
-        missing = missing | both.indices.is_null().to_numpy(zero_copy_only=False)
-    keys = pa.array(codes, mask=missing)
-    return keys[:n], keys[n:]

@@ -101,11 +101,17 @@ def write_columns(
         does not fit on the disk.
     """
     columns: dict[str, _Column] = {}
-    end = 0
+    end, folder = 0, tempfile.gettempdir()
     with _enough_space(), tempfile.TemporaryFile(prefix="modularml-") as file:
         for piece in pieces:
             for name, values in piece.items():
-                array = _read(values, name, columns.get(name))
+                try:
+                    array = to_arrow(values, name, copy=False)
+                except DataError as error:
+                    if name not in columns:
+                        raise
+                    before = f"(row numbers count from row {columns[name].n_rows} of the data)"
+                    raise DataError(f"{error} {before}") from error
                 column = columns.setdefault(name, _Column(name, array.type, end))
                 column.check(array.type)
                 if not column.in_file or not n_rows:
@@ -116,7 +122,13 @@ def write_columns(
                     file.seek(column.start + column.n_bytes)
                     column.n_bytes += file.write(value_bytes(array).data)
                 column.n_rows += len(array)
-            _check_space(end - sum(column.n_bytes for column in columns.values()))
+            needed = end - sum(column.n_bytes for column in columns.values())
+            if (free := shutil.disk_usage(folder).free) < needed:
+                raise DataError(
+                    f"columns larger than memory need {needed / 1e9:.2f} GB more in a temporary "
+                    f"file, but {folder} has {free / 1e9:.2f} GB left; free some, or set TMPDIR to "
+                    "a folder on a larger disk before Python starts"
+                )
         file.truncate(end)
         mapped = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) if end else None
     arrays = {name: column.finish(mapped) for name, column in columns.items()}
@@ -131,23 +143,6 @@ def release(maps: Iterable[mmap.mmap]) -> None:
             mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def _check_space(n_bytes: int) -> None:
-    """Refuse to write a temporary file that does not fit on the disk.
-
-    Raises
-    ------
-    DataError
-        If the folder of temporary files has less than `n_bytes` left.
-    """
-    folder = tempfile.gettempdir()
-    if (free := shutil.disk_usage(folder).free) < n_bytes:
-        raise DataError(
-            f"columns larger than memory need {n_bytes / 1e9:.2f} GB more in a temporary file, but "
-            f"{folder} has {free / 1e9:.2f} GB left; free some, or set TMPDIR to a folder on a "
-            "larger disk before Python starts"
-        )
-
-
 @contextmanager
 def _enough_space() -> Iterator[None]:
     """Refuse a file that another process left no space for."""
@@ -160,17 +155,6 @@ def _enough_space() -> Iterator[None]:
             f"columns larger than memory do not fit into a temporary file: {error.strerror} in "
             f"{tempfile.gettempdir()}; free some space, or set TMPDIR to a folder on a larger disk "
             "before Python starts"
-        ) from error
-
-
-def _read(values: Any, key: str, column: _Column | None) -> pa.Array:
-    try:
-        return to_arrow(values, key, copy=False)
-    except DataError as error:
-        if column is None:
-            raise
-        raise DataError(
-            f"{error} (row numbers count from row {column.n_rows} of the data)"
         ) from error
 
 

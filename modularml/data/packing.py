@@ -67,7 +67,8 @@ def packed(state: Mapping[str, Any]) -> dict[str, Any]:
     }
     if dropped := state.get("dropped"):
         data["dropped"] = {
-            name: [_packed_drop(part) for part in of] for name, of in dropped.items()
+            name: [{"reason": p.reason, "ids": p.ids.view(np.uint8).reshape(-1, 16)} for p in parts]
+            for name, parts in dropped.items()
         }
     if collection.n_absent:
         data["absent"] = {"rows": collection.n_absent, "fingerprint": collection.fingerprint}
@@ -108,24 +109,30 @@ def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
     collection = SampleCollection(data["table"], masks=masks)
     _check(collection.schema.masks == masks, "a mask belongs to columns that do not exist")
     if "absent" in data:
-        collection = collection.without_rows(*_absent(data["absent"]))
+        absent, digest = data["absent"]["rows"], data["absent"]["fingerprint"]
+        fits = type(absent) is int and absent > 0 and isinstance(digest, str) and len(digest) == 32
+        _check(fits, "its record of omitted rows is invalid")
+        collection = collection.without_rows(absent, digest)
     n = collection.n_absent or collection.n_samples
     splits: dict[str, IntArray] = {}
     for name, rows in data["splits"].items():
         check_split_name(name, splits)
         splits[name] = _rows(rows, n)
+    split_records = []
+    for record in data["split_records"]:
+        names, rows = tuple(record["names"]), record["rows"]
+        _check(isinstance(record["splitter"], BaseSplitter), "a split record has no splitter")
+        _check(set(names) <= set(splits), "a split record names a split that does not exist")
+        rows = None if rows is None else _rows(rows, n)
+        split_records.append(SplitRecord(**{**record, "names": names, "rows": rows}))
     return {
         "collection": collection,
         "splits": splits,
-        "split_records": [_split_record(r, n, splits) for r in data["split_records"]],
+        "split_records": split_records,
         "scaler_records": [_scaler_record(r, collection) for r in data["scaler_records"]],
         "audit_allowed": tuple(map(str, data.get("audit_allowed", ()))),
         "dropped": _dropped(data.get("dropped", {}), splits),
     }
-
-
-def _packed_drop(part: DroppedRows) -> dict[str, Any]:
-    return {"reason": part.reason, "ids": part.ids.view(np.uint8).reshape(-1, 16)}
 
 
 def _dropped(data: Any, splits: Mapping[str, Any]) -> dict[str, tuple[DroppedRows, ...]]:
@@ -146,13 +153,6 @@ def _dropped(data: Any, splits: Mapping[str, Any]) -> dict[str, tuple[DroppedRow
     return dropped
 
 
-def _absent(data: Mapping[str, Any]) -> tuple[int, str]:
-    n, fingerprint = data["rows"], data["fingerprint"]
-    fits = type(n) is int and n > 0 and isinstance(fingerprint, str) and len(fingerprint) == 32
-    _check(fits, "its record of omitted rows is invalid")
-    return n, fingerprint
-
-
 def _as_dict(record: Any) -> dict[str, Any]:
     return {field.name: getattr(record, field.name) for field in fields(record)}
 
@@ -164,13 +164,6 @@ def _scaler_dict(record: ScalerRecord) -> dict[str, Any]:
         return {name: value for name, value in data.items() if name not in _OF_GROUPS}
     lists = {"per": list(record.per), "groups": list(map(list, record.groups))}
     return {**data, **lists, "group_scalers": list(record.group_scalers)}
-
-
-def _split_record(data: dict[str, Any], n: int, splits: Mapping[str, Any]) -> SplitRecord:
-    _check(isinstance(data["splitter"], BaseSplitter), "a split record has no splitter")
-    _check(set(data["names"]) <= set(splits), "a split record names a split that does not exist")
-    rows = None if data["rows"] is None else _rows(data["rows"], n)
-    return SplitRecord(**{**data, "names": tuple(data["names"]), "rows": rows})
 
 
 def _scaler_record(data: dict[str, Any], collection: SampleCollection) -> ScalerRecord:
@@ -197,13 +190,9 @@ def _scaler_record(data: dict[str, Any], collection: SampleCollection) -> Scaler
     seed = data.get("seed")
     _check(seed is None or type(seed) is int, "the seed of a scaler record is not an integer")
     checked = {"keys": tuple(data["keys"]), "targets": targets, "outputs": outputs}
-    return ScalerRecord(**{**data, **checked, "fit_rows": rows, **_groups(data)})
-
-
-def _groups(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the groups of a scaler record."""
+    record = ScalerRecord(**{**data, **checked, "fit_rows": rows})
     if "per" not in data:
-        return {}
+        return record
     per, groups, scalers = (data[name] for name in ("per", "groups", "group_scalers"))
     fits = bool(per) and all(isinstance(name, str) and name.count(".") == 2 for name in per)
     fits = fits and len(groups) == len(scalers) and all(len(g) == len(per) for g in groups)
@@ -211,7 +200,7 @@ def _groups(data: Mapping[str, Any]) -> dict[str, Any]:
     plain = all(isinstance(v, str | int | float | bool) for group in groups for v in group)
     _check(fits and plain and data["unseen"] in UNSEEN, "a scaler record has invalid groups")
     labels = tuple(map(tuple, groups))
-    return {"per": tuple(per), "groups": labels, "group_scalers": tuple(scalers)}
+    return replace(record, per=tuple(per), groups=labels, group_scalers=tuple(scalers))
 
 
 def _rows(rows: Any, n: int) -> IntArray:

@@ -95,7 +95,10 @@ def from_parquet(
             categories=categories,
         )
     parts = [file.whole(read, types) for file in files]
-    data = [pa.chunked_array(_chunks(parts, key), types[key]) for key in read]
+    data = []
+    for key in read:
+        chunks = [c for part in parts for c in getattr(part[key], "chunks", [part[key]])]
+        data.append(pa.chunked_array(chunks, types[key]))
     stackable = TableColumns(list(read), data.__getitem__)
     return from_columns(
         stackable.stacked(stack),
@@ -106,11 +109,6 @@ def from_parquet(
         categories=categories,
         elements=stackable.stack_parts(stack),
     )
-
-
-def _chunks(parts: list[dict[str, Any]], key: str) -> list[pa.Array]:
-    columns = [part[key] for part in parts]
-    return [c for column in columns for c in getattr(column, "chunks", [column])]
 
 
 @dataclass(frozen=True)

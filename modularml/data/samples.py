@@ -1,19 +1,28 @@
-"""Samples of one role: features, outputs, targets and tags as tensors."""
+"""Samples of one role as tensors, and which of their elements are data instead of padding."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from modularml._typing import Array, Shape
+from modularml._typing import Array, IntArray, Shape
 from modularml.backends import Backend, adapter_for, backend_of
 from modularml.data.formats import DataFormat, convert_array
 from modularml.errors import UnknownNameError
 
-__all__ = ["SampleData", "SampleShapes", "as_numpy", "concat_samples", "concat_tensors"]
+__all__ = [
+    "SampleData",
+    "SampleShapes",
+    "as_numpy",
+    "concat_samples",
+    "concat_tensors",
+    "held",
+    "in_steps",
+    "step_weights",
+]
 
 
 @dataclass(frozen=True)
@@ -111,3 +120,46 @@ def as_numpy(value: Any) -> Array:
     """Return an array or a tensor of any framework as an array."""
     backend = backend_of(value)
     return np.asarray(value) if backend is Backend.NONE else adapter_for(backend).to_numpy(value)
+
+
+def in_steps(mask: Array, shape: tuple[int, ...]) -> Array:
+    """Broadcast a mask of steps to all elements, shape (n, *shape)."""
+    return np.broadcast_to(mask[(..., *[None] * (len(shape) - mask.ndim))], shape)
+
+
+def held(table: Any, names: Sequence[str], rows: IntArray | slice | None = None) -> Array | None:
+    """Return which elements of stacked columns are data instead of padding.
+
+    Returns
+    -------
+    ndarray of bool, shape (n, n_columns, *shape), or None
+        None if no column is padded.
+    """
+    masks: Mapping[str, str] = {n: m for n in names if (m := table.schema.mask_of(n)) is not None}
+    if not masks:
+        return None
+    read = {mask: table.gather((mask,), rows)[:, 0] for mask in masks.values()}
+    n = len(next(iter(read.values())))
+    parts = []
+    for name in names:
+        shape = (n, *table.schema[name].shape)
+        mask = read[masks[name]] if name in masks else np.array(True)
+        parts.append(in_steps(mask, shape))
+    return np.stack(parts, axis=1)
+
+
+def step_weights(holds: Array) -> Array:
+    """Return element weights: 0 for padding, equal for data, mean 1 in each sample.
+
+    Parameters
+    ----------
+    holds : ndarray of bool, shape (n, ...)
+
+    Returns
+    -------
+    ndarray of float32, shape (n, ...)
+    """
+    flat = holds.reshape(len(holds), -1)
+    share = flat.shape[1] / np.maximum(flat.sum(axis=1, keepdims=True), 1)
+    weights: Array = (flat * share).astype(np.float32).reshape(holds.shape)
+    return weights

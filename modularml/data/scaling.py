@@ -13,7 +13,7 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.data.formats import stack_columns
-from modularml.data.padding import in_steps
+from modularml.data.samples import in_steps
 from modularml.data.schema import TRANSFORMED, ColumnSpec, SampleSchema
 from modularml.errors import DataError, ScalerError, ShapeError
 from modularml.scalers.flattening import Flattening

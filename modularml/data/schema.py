@@ -139,7 +139,14 @@ class SampleSchema:
         for name, spec in columns.items():
             mask = (masks or {}).get(spec.key)
             if mask in owner:
-                _check_mask(spec, next(s for s in columns.values() if s.key == mask))
+                of = next(s for s in columns.values() if s.key == mask)
+                fits = of.shape and spec.shape[: len(of.shape)] == of.shape and of.rep == RAW
+                if of.dtype.kind != "b" or not fits:
+                    raise DataError(
+                        f"the mask {mask!r} of column {spec.key!r} must be a boolean column with "
+                        f"one value for each step of {spec.shape}, true for data (astype(bool)), "
+                        f"got {of.dtype} of shape {of.shape}"
+                    )
                 kind = "sequence" if spec.kind == KINDS[0] else spec.kind
                 columns[name] = replace(spec, mask=mask, kind=kind)
         return cls(columns)
@@ -215,16 +222,6 @@ class SampleSchema:
             return self.columns[name]
         except KeyError:
             raise UnknownNameError("column", name, self.columns) from None
-
-
-def _check_mask(spec: ColumnSpec, mask: ColumnSpec) -> None:
-    fits = mask.shape and spec.shape[: len(mask.shape)] == mask.shape and mask.rep == RAW
-    if mask.dtype.kind != "b" or not fits:
-        raise DataError(
-            f"the mask {mask.key!r} of column {spec.key!r} must be a boolean column with one value "
-            f"for each step of {spec.shape}, true for data (astype(bool)), got {mask.dtype} of "
-            f"shape {mask.shape}"
-        )
 
 
 def with_metadata(schema: pa.Schema, descriptions: Mapping[str, Mapping[str, Any]]) -> pa.Schema:

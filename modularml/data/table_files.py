@@ -154,8 +154,9 @@ def common_type(key: str, types: Mapping[str, pa.DataType]) -> pa.DataType:
         kind = stored_type(file_type)
         if kind == common:
             continue
-        if {pa.date32(), pa.date64()} & {kind, common} and _are_naive_times(kind, common):
-            fine = [t for t in (kind, common) if pa.types.is_timestamp(t)]
+        fine = [t for t in (kind, common) if pa.types.is_timestamp(t)]
+        dates = [t for t in (kind, common) if pa.types.is_date(t)]
+        if dates and len(fine) + len(dates) == 2 and all(t.tz is None for t in fine):
             common = pa.timestamp("s") if not fine else fine[0]
             continue
         if {pa.string(), pa.binary()} != {kind, common}:
@@ -170,13 +171,6 @@ def common_type(key: str, types: Mapping[str, pa.DataType]) -> pa.DataType:
             f"{path!r}, but no type holds both; {_remedy(key, {kind, common})}"
         )
     return common
-
-
-def _are_naive_times(*kinds: pa.DataType) -> bool:
-    return all(
-        pa.types.is_date(kind) or (pa.types.is_timestamp(kind) and kind.tz is None)
-        for kind in kinds
-    )
 
 
 def _remedy(key: str, kinds: set[pa.DataType]) -> str:

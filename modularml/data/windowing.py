@@ -229,7 +229,14 @@ def windows(
         mask=None if holds is None else dict.fromkeys(padded, mask or MASK),
         sequences=True,
     )
-    new = _described(new, table, marks)
+    described: dict[str, dict[str, Any]] = {}
+    for name, spec in new.schema.columns.items():  # as in this set, with marks of where
+        old, description = table.schema.raw.get(spec.key), description_of(spec)
+        if old is not None:
+            kept = "elements" if old.shape == spec.shape else "kind"
+            description |= {"unit": old.unit, "kind": old.kind, kept: getattr(old, kept)}
+        described[name] = {**description, "window": marks.get(spec.key)}
+    new = new.with_descriptions(described)
     return type(self._source())(label or f"{self._name}_windows", new, register=register)
 
 
@@ -382,19 +389,3 @@ def _carried(
     ]
     keys = [s.key for s in chosen if s.key not in own]
     return [schema[n] for n in raw_columns(table, every, keys, "windows")] if keys else []
-
-
-def _described(
-    made: SampleCollection, source: SampleCollection, marks: dict[str, str]
-) -> SampleCollection:
-    """Return windows with the kinds and units of the source, and marks of tags of the place."""
-    known = source.schema.raw
-    described: dict[str, dict[str, Any]] = {}
-    for name, spec in made.schema.columns.items():
-        old = known.get(spec.key)
-        description = description_of(spec)
-        if old is not None:
-            kept = "elements" if old.shape == spec.shape else "kind"
-            description |= {"unit": old.unit, "kind": old.kind, kept: getattr(old, kept)}
-        described[name] = {**description, "window": marks.get(spec.key)}
-    return made.with_descriptions(described)

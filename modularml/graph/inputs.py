@@ -17,7 +17,7 @@ from modularml.data.execution import ExecutionContext
 from modularml.data.ids import as_slice
 from modularml.data.lineage import Source
 from modularml.data.mapping import MappedRows, write_rows
-from modularml.data.padding import held, step_weights
+from modularml.data.samples import held, step_weights
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError, NonFiniteLossError
 from modularml.graph.calling import check_cast, may_change

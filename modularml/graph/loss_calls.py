@@ -11,7 +11,7 @@ import numpy as np
 from modularml._typing import Shape
 from modularml.backends import BackendAdapter
 from modularml.data.lineage import ColumnLineage, SourceColumns
-from modularml.data.padding import in_steps
+from modularml.data.samples import in_steps
 from modularml.errors import DataError, LossError, ShapeError
 from modularml.graph.lineage import masks_of, source_columns_of
 from modularml.graph.node import ComputeNode

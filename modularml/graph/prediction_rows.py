@@ -16,7 +16,7 @@ from modularml.data.arrow_types import in_shape
 from modularml.data.formats import stack
 from modularml.data.joining import Table, join, table_of
 from modularml.data.lineage import SourceColumns
-from modularml.data.padding import in_steps
+from modularml.data.samples import in_steps
 from modularml.data.schema import RAW
 from modularml.data.selectors import select_one
 from modularml.data.transforming import newest_of

@@ -51,16 +51,19 @@ def by_meaning(name: str | None, values: Array, error: type[Exception]) -> Array
     plain = all(not re.search(r"\d", text) for text in texts)
     if plain or len(texts) < (~missing).sum():
         return values
-    for read in (pandas.to_numeric, _iso_times):
+    for read, options in (
+        (pandas.to_numeric, {}),
+        (pandas.to_datetime, {"format": "ISO8601", "utc": True}),
+    ):
         try:
-            found = read(pandas.Series(texts))
+            found = read(pandas.Series(texts), **options)
         except (ValueError, TypeError, OverflowError):
             continue
-        if not missing.any():
-            return np.asarray(found)
-        return np.asarray(pandas.Series(found.to_numpy(), np.flatnonzero(~missing)).reindex(
-            range(len(values))
-        ))  # fmt: skip
+        found = found.dt.tz_localize(None) if options else found
+        if missing.any():
+            found = pandas.Series(found.to_numpy(), np.flatnonzero(~missing))
+            found = found.reindex(range(len(values)))
+        return np.asarray(found)
     frames = {re.sub(r"\d", "0", text) for text in texts}
     if len(frames) == 1 and len(re.findall("0+", next(iter(frames)))) == 1:
         return values
@@ -71,10 +74,6 @@ def by_meaning(name: str | None, values: Array, error: type[Exception]) -> Array
         "means; make it numbers or dates first, such as with pandas.to_datetime(column, "
         "format='%d/%m/%Y') or pandas.to_numeric"
     )
-
-
-def _iso_times(texts: Any) -> Any:
-    return require("pandas").to_datetime(texts, format="ISO8601", utc=True).dt.tz_localize(None)
 
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -138,9 +137,23 @@ def compare(ufunc: np.ufunc, values: Array, other: object) -> Mask:
     if NOTHING in (kind, other_kind):
         return np.full(len(left), ufunc is np.not_equal)
     _require_alike(kind, other_kind, other)
-    if left.dtype.hasobject or getattr(right, "dtype", left.dtype).hasobject:
-        return _compare_objects(ufunc, left, right)
-    return np.asarray(ufunc(left, right))
+    if not (left.dtype.hasobject or getattr(right, "dtype", left.dtype).hasobject):
+        return np.asarray(ufunc(left, right))
+    if not isinstance(right, np.ndarray):
+        value, right = right, np.empty((), dtype=object)
+        right[()] = value  # numpy would drop NUL characters at the end of a string
+    if ufunc in (np.equal, np.not_equal) and not right.ndim:
+        with contextlib.suppress(TypeError):  # which pandas' NA raises
+            return np.asarray(ufunc(left, right))
+    present = ~is_null(left)
+    if right.ndim:
+        present &= ~is_null(right)
+    out = np.full(len(left), ufunc is np.not_equal)
+    try:
+        ufunc(left, right, out=out, where=present, dtype=object, casting="unsafe")
+    except TypeError as error:
+        raise DataError(f"its values cannot be compared as asked: {error}") from error
+    return out
 
 
 def member(values: Array, items: Iterable[Any]) -> Mask:
@@ -263,21 +276,3 @@ def _require_alike(kind: str, other_kind: str, other: object) -> None:
             f"it holds {kind} and cannot be compared with {what} ({other_kind}); "
             f"compare {kind} with {kind}"
         )
-
-
-def _compare_objects(ufunc: np.ufunc, left: Array, right: Any) -> Mask:
-    if not isinstance(right, np.ndarray):
-        value, right = right, np.empty((), dtype=object)
-        right[()] = value  # numpy would drop NUL characters at the end of a string
-    if ufunc in (np.equal, np.not_equal) and not right.ndim:
-        with contextlib.suppress(TypeError):  # which pandas' NA raises
-            return np.asarray(ufunc(left, right))
-    present = ~is_null(left)
-    if right.ndim:
-        present &= ~is_null(right)
-    out = np.full(len(left), ufunc is np.not_equal)
-    try:
-        ufunc(left, right, out=out, where=present, dtype=object, casting="unsafe")
-    except TypeError as error:
-        raise DataError(f"its values cannot be compared as asked: {error}") from error
-    return out

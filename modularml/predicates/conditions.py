@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -266,7 +266,19 @@ def matches(condition: object, values: Array, *, column: str) -> Mask:
     """
     values = np.asarray(values)
     try:
-        mask = _rule(condition, values)(values)
+        rule: Any = condition
+        if not callable(rule):
+            is_mask = np.ndim(rule) and np.asarray(rule).dtype.kind == "b" != values.dtype.kind
+            if not _is_collection(rule):
+                rule = EQ(rule)
+            elif is_mask:
+                raise ConfigError(
+                    "an array of bool is read as a collection of values, not as a mask; "
+                    "to take rows by a mask use take(np.flatnonzero(mask))"
+                )
+            else:
+                rule = In(rule)
+        mask = np.asarray(rule(values))
     except (DataError, ConfigError) as error:
         raise type(error)(f"column {column!r}: {error}") from error
     except Exception as error:
@@ -274,7 +286,12 @@ def matches(condition: object, values: Array, *, column: str) -> Mask:
             f"column {column!r}: the condition {condition!r} failed on its array of shape "
             f"{values.shape} ({values.dtype}): {type(error).__name__}: {error}"
         ) from error
-    return _checked(mask, len(values), condition, column)
+    if mask.dtype != bool or mask.shape != (len(values),):
+        raise DataError(
+            f"column {column!r}: the condition {condition!r} must give one truth value a row "
+            f"(bool, shape ({len(values)},)), got {mask.dtype} of shape {mask.shape}"
+        )
+    return mask
 
 
 def has_naive_times(condition: object) -> bool:
@@ -291,29 +308,6 @@ def has_naive_times(condition: object) -> bool:
     if _is_collection(condition):
         return any(map(has_naive_times, cast("Collection[Any]", condition)))
     return isinstance(condition, dt.date | np.datetime64)
-
-
-def _rule(condition: Any, values: Array) -> Callable[[Array], Any]:
-    if callable(condition):
-        return cast("Callable[[Array], Any]", condition)
-    if not _is_collection(condition):
-        return EQ(condition)
-    if np.ndim(condition) and np.asarray(condition).dtype.kind == "b" != values.dtype.kind:
-        raise ConfigError(
-            "an array of bool is read as a collection of values, not as a mask; "
-            "to take rows by a mask use take(np.flatnonzero(mask))"
-        )
-    return In(condition)
-
-
-def _checked(found: object, n: int, condition: object, column: str) -> Mask:
-    mask = np.asarray(found)
-    if mask.dtype != bool or mask.shape != (n,):
-        raise DataError(
-            f"column {column!r}: the condition {condition!r} must give one truth value a row "
-            f"(bool, shape ({n},)), got {mask.dtype} of shape {mask.shape}"
-        )
-    return mask
 
 
 def _is_collection(value: object) -> bool:

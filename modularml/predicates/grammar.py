@@ -95,8 +95,22 @@ class Lambda(Predicate):
                 f"Lambda takes text such as 'lambda x: x >= 80', got {source!r}; "
                 "a function can be given as the condition itself"
             )
-        self.source = source
-        self._body = _read(source)
+        if len(source) > MAX_LENGTH:
+            raise ConfigError(f"a Lambda has at most {MAX_LENGTH} characters, got {len(source)}")
+        try:
+            tree = ast.parse(source.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            why = getattr(error, "msg", error)
+            raise ConfigError(f"{source!r} is no valid expression: {why}") from error
+        if not isinstance(tree, ast.Lambda):
+            raise ConfigError(f"{source!r} must begin with 'lambda x:'")
+        names = [arg.arg for arg in tree.args.args]
+        if len(names) != 1 or ast.unparse(tree.args) != names[0]:
+            raise ConfigError(f"{source!r} must take one argument, the column: 'lambda x: ...'")
+        _check(tree.body, names[0], source.strip(), depth=0)
+        if not _uses_column(tree.body):
+            raise ConfigError(f"{source!r} does not use its argument {names[0]!r}")
+        self.source, self._body = source, tree.body
 
     def __call__(self, values: Array) -> Mask:
         """Tell for which rows the text holds."""
@@ -120,26 +134,6 @@ class Lambda(Predicate):
         return f"Lambda({self.source!r})"
 
 
-def _read(source: str) -> ast.expr:
-    """Parse the text and return what stands behind the colon, once it is checked."""
-    if len(source) > MAX_LENGTH:
-        raise ConfigError(f"a Lambda has at most {MAX_LENGTH} characters, got {len(source)}")
-    try:
-        tree = ast.parse(source.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        why = getattr(error, "msg", error)
-        raise ConfigError(f"{source!r} is no valid expression: {why}") from error
-    if not isinstance(tree, ast.Lambda):
-        raise ConfigError(f"{source!r} must begin with 'lambda x:'")
-    names = [arg.arg for arg in tree.args.args]
-    if len(names) != 1 or ast.unparse(tree.args) != names[0]:
-        raise ConfigError(f"{source!r} must take one argument, the column: 'lambda x: ...'")
-    _check(tree.body, names[0], source.strip(), depth=0)
-    if not _uses_column(tree.body):
-        raise ConfigError(f"{source!r} does not use its argument {names[0]!r}")
-    return tree.body
-
-
 def _check(node: ast.expr, name: str, source: str, depth: int) -> None:
     problem = "deeper nesting" if depth > MAX_DEPTH else _problem(node, name)
     if problem:
@@ -149,8 +143,13 @@ def _check(node: ast.expr, name: str, source: str, depth: int) -> None:
             f"allowed; allowed are comparisons of {name}, arithmetic, and or not & | ~, "
             "in [list], numbers and strings"
         )
-    for child in _operands(node):
-        _check(child, name, source, depth + 1)
+    parts = list(ast.iter_child_nodes(node))
+    if isinstance(node, ast.Compare):  # the list after `in` is no operand
+        pairs = zip(node.ops, node.comparators, strict=True)
+        parts = [node.left, *(side for op, side in pairs if type(op) in COMPARISONS)]
+    for part in parts:
+        if isinstance(part, ast.expr):
+            _check(part, name, source, depth + 1)
 
 
 def _problem(node: ast.expr, name: str) -> str:
@@ -175,31 +174,18 @@ def _problem_of_comparison(node: ast.Compare) -> str:
     sides = [node.left, *node.comparators]
     for left, op, right in zip(sides, node.ops, node.comparators, strict=False):
         if isinstance(op, ast.In | ast.NotIn):
-            if not _is_list(right):
+            try:
+                is_list = isinstance(right, ast.List | ast.Tuple | ast.Set)
+                items = ast.literal_eval(right) if is_list else [None]
+            except (ValueError, TypeError):
+                items = [None]
+            if any(type(item) not in (bool, int, float, str) for item in items):
                 return "`in` with anything but a list of numbers or strings"
         elif type(op) not in COMPARISONS:
             return f"the operator {type(op).__name__}"
         elif not (_uses_column(left) or _uses_column(right)):
             return "a comparison of constants"
     return ""
-
-
-def _is_list(node: ast.expr) -> bool:
-    if not isinstance(node, ast.List | ast.Tuple | ast.Set):
-        return False
-    try:
-        items = ast.literal_eval(node)
-    except (ValueError, TypeError):
-        return False
-    return all(type(item) in (bool, int, float, str) for item in items)
-
-
-def _operands(node: ast.expr) -> list[ast.expr]:
-    """Return the parts of a node that are expressions, but for the list after `in`."""
-    if isinstance(node, ast.Compare):
-        pairs = zip(node.ops, node.comparators, strict=True)
-        return [node.left, *(side for op, side in pairs if type(op) in COMPARISONS)]
-    return [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
 
 
 def _uses_column(node: ast.expr) -> bool:

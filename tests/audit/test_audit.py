@@ -16,9 +16,9 @@ from sklearn.datasets import (
     load_wine,
 )
 
-from modularml.audit.likeness import ALPHA, at_least, row_codes, scores, z_to_p
+from modularml.audit.duplicates import like_rows
+from modularml.audit.likeness import ALPHA, at_least, hashes, scores, z_to_p
 from modularml.audit.preparation import normal_share
-from modularml.audit.sequences import like_rows
 from modularml.audit.target import affine_residuals, standardised
 from modularml.data import FeatureSet
 from modularml.errors import ConfigError, UnknownNameError
@@ -421,7 +421,8 @@ class TestLikeness:
         rng = np.random.default_rng(6)
         columns = [rng.integers(0, 3, 500), rng.choice([0.0, -0.0, np.nan, 1.5], 500)]
         wanted = pd.DataFrame(dict(enumerate(columns))).groupby([0, 1], dropna=False).ngroup()
-        pairs = {*zip(row_codes(columns).tolist(), wanted.tolist(), strict=True)}
+        words = zip(*(hashes(values).tolist() for values in columns), strict=True)
+        pairs = {*zip(words, wanted.tolist(), strict=True)}
         assert len(pairs) == wanted.nunique() == len({a for a, _ in pairs})
 
     def test_residuals_as_least_squares(self):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import modularml as mm
-from modularml.data import FeatureSet, collection, mapping, row_files
+from modularml.data import FeatureSet, collection, mapping
 from modularml.errors import DataError
 from modularml.graph import inputs
 from modularml.samplers import batching
@@ -105,7 +105,7 @@ def test_the_file_is_written_once_for_each_set_and_columns(path, monkeypatch):
 
     def counted(blocks, n_rows):
         written.append(n_rows)
-        return row_files.write_rows(blocks, n_rows)
+        return mapping.write_rows(blocks, n_rows)
 
     monkeypatch.setattr(inputs, "write_rows", counted)
     with mm.ExperimentContext().activate():
@@ -235,8 +235,8 @@ def test_a_disk_that_others_fill_meanwhile_is_named(path):
 
 @pytest.mark.parametrize("width", [1, 33, 1500])
 def test_each_page_of_a_window_is_asked_for_once(width):
-    n, page = 3000, row_files.mmap.PAGESIZE
-    rows = row_files.write_rows([np.zeros((n, width), "f4")], n)
+    n, page = 3000, mapping.mmap.PAGESIZE
+    rows = mapping.write_rows([np.zeros((n, width), "f4")], n)
     window = np.random.default_rng(0).permutation(np.r_[100:900, 2000:2100, 2999])
     for taken in (window, slice(100, 900), slice(0, n)):
         spans = rows.spans(taken).tolist()
