@@ -19,14 +19,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     If there is none, as in a thread of this package, the calling line is used.
     """
     depth, frame = 1, sys._getframe(1)
-    while frame is not None and _is_inside(file := frame.f_code.co_filename):
+    while frame is not None:
+        file = frame.f_code.co_filename
+        is_library = file.startswith(_LIBRARIES) and "ipykernel" not in file
+        if not is_library and not file.startswith((_PACKAGE, "<frozen")):
+            break
         # Frames of the import system are skipped by `warnings.warn`, too, and do not count.
         depth += not ("importlib" in file and "_bootstrap" in file)
         frame = frame.f_back  # type: ignore[assignment]
     warnings.warn(message, category, stacklevel=2 if frame is None else depth + 1)
-
-
-def _is_inside(file: str) -> bool:
-    return file.startswith((_PACKAGE, "<frozen")) or (
-        file.startswith(_LIBRARIES) and "ipykernel" not in file
-    )

@@ -141,18 +141,17 @@ def check_unseen_table(
     Each graph comes with the rows that it predicted; those of FeatureSets are left to
     `check_unseen`.
     """
-    tables = [(graph, rows) for graph, rows in graphs if not _holds_sets(rows)]
+    tables = []
+    for graph, rows in graphs:
+        parts = rows.values() if isinstance(rows, Mapping) else [rows]
+        if not any(isinstance(part, FeatureSet | FeatureSetView) for part in parts):
+            tables.append((graph, rows))
     scored = scored_predictions(known_rows) if tables else []
     if message := next(learned_messages(tables, scored), ""):
         found = message.partition(", so ")[0]
         raise DataError(
             f"calibration: {found}, so intervals would be too narrow; pass rows that were held out"
         )
-
-
-def _holds_sets(rows: Any) -> bool:
-    parts = rows.values() if isinstance(rows, Mapping) else [rows]
-    return any(isinstance(part, FeatureSet | FeatureSetView) for part in parts)
 
 
 def warn_if_selected(phases: Iterable[Any], graph: ModelGraph, rows: Any) -> None:

@@ -10,12 +10,11 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array, Columns
-from modularml._warning import warn
-from modularml.audit import AuditWarning
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.schema import RAW
 from modularml.data.selectors import as_list, select_one
-from modularml.errors import AuditError, ConfigError, DataError, ScalerError, UnknownNameError
+from modularml.errors import ConfigError, DataError, ScalerError, UnknownNameError
+from modularml.experiment.run_audit import refuse_or_warn
 from modularml.graph.lineage import RawColumns, source_columns_of
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.outputs import is_encoded, learned_classes
@@ -226,9 +225,7 @@ def report_learned_rows(
     Each graph comes with the rows that it predicted.
     """
     for message in learned_messages(graphs, scored):
-        if audit == "error":
-            raise AuditError(f"{message}; pass Experiment(audit='warn') to evaluate anyway")
-        warn(f"{message}; pass Experiment(audit='off') to skip this check", AuditWarning)
+        refuse_or_warn(message, audit, "evaluate")
 
 
 def learned_messages(

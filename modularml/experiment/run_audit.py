@@ -144,7 +144,12 @@ class RunAudit:
         phases = item.flatten()
         training = [phase for phase in phases if isinstance(phase, TrainPhase | FitPhase)]
         if plan and training and len(phases) > 1:
-            self._check_plan(phases, ctx)
+            leaks = plan_audit(phases, ctx)
+            found = tuple((f.kind, f.splits, f.count) for f in leaks)
+            if self._seen.get("plan") != found:
+                kinds = ", ".join(dict.fromkeys(f"{f.kind} ({f.severity})" for f in leaks))
+                self._report_findings(f"audit of the plan: {kinds}", leaks, f"{len(leaks)} in all")
+                self._seen["plan"] = found
         self._check_learned_rows(phases, ctx)
         sets = dict.fromkeys(
             b.upstream_ref.resolve(ctx) for phase in training for b in phase.input_sources
@@ -159,14 +164,6 @@ class RunAudit:
                 self._report_findings(report.summary(), report.findings, shown)
                 self._seen[fs.node_id] = version
 
-    def _check_plan(self, phases: list[ExperimentPhase], ctx: ExperimentContext) -> None:
-        leaks = plan_audit(phases, ctx)
-        version = tuple((f.kind, f.splits, f.count) for f in leaks)
-        if self._seen.get("plan") != version:
-            kinds = ", ".join(dict.fromkeys(f"{f.kind} ({f.severity})" for f in leaks))
-            self._report_findings(f"audit of the plan: {kinds}", leaks, f"{len(leaks)} in all")
-            self._seen["plan"] = version
-
     def _check_learned_rows(self, phases: list[ExperimentPhase], ctx: ExperimentContext) -> None:
         """Find evaluation rows that weights have learned from before."""
         graph = ctx.model_graph
@@ -179,45 +176,38 @@ class RunAudit:
                     continue
                 message = graph.taken_for_unseen(fs, b.split, phase.active_nodes) if graph else ""
                 if message and self._seen.get(f"unseen {fs.node_id} {b.split}") != message:
-                    if self.mode == "error":
-                        raise AuditError(
-                            f"{message}; pass Experiment(audit='warn') to evaluate anyway"
-                        )
+                    refuse_or_warn(message, self.mode, "evaluate")
                     self._seen[f"unseen {fs.node_id} {b.split}"] = message
-                    warn(
-                        f"{message}; pass Experiment(audit='off') to skip this check", AuditWarning
-                    )
 
     def _report_findings(self, summary: str, findings: Any, shown: str) -> None:
         serious: list[Finding] = [f for f in findings if f.severity != "info"]
-        if not serious:
-            return
-        message = f"{summary}. First: {serious[0].message}. {shown}"
-        if self.mode == "error":
-            raise AuditError(f"{message}; pass Experiment(audit='warn') to train anyway")
-        warn(f"{message}; pass Experiment(audit='off') to skip this check", AuditWarning)
+        if serious:
+            message = f"{summary}. First: {serious[0].message}. {shown}"
+            refuse_or_warn(message, self.mode, "train")
 
 
-def _uses(phases: list[ExperimentPhase], ctx: ExperimentContext) -> Iterator[Use]:
-    """Yield the rows that phases train on, select by and, once trained, test on."""
-    trained = False
+def refuse_or_warn(message: str, mode: str, action: str) -> None:
+    """Raise an AuditError if the mode is ``'error'``, else warn."""
+    if mode == "error":
+        raise AuditError(f"{message}; pass Experiment(audit='warn') to {action} anyway")
+    warn(f"{message}; pass Experiment(audit='off') to skip this check", AuditWarning)
+
+
+def plan_audit(phases: list[ExperimentPhase], ctx: ExperimentContext) -> list[Finding]:
+    """Return rows that phases report on though they train on them or select by them."""
+    trained, uses = False, list[Use]()
     for phase in phases:
         learns = isinstance(phase, TrainPhase | FitPhase)
         trained = trained or learns
         if learns:
-            yield from _rows_of(phase, phase, "train", ctx)
-            for evaluation in _monitored_evaluations(phase, ctx.model_graph):
-                yield from _rows_of(evaluation, phase, "choose", ctx)
+            uses += _rows_of(phase, phase, "train", ctx)
+            for monitor in monitors_of(phase, ctx.model_graph):
+                for logger in loggers_of(monitor, phase.callbacks):
+                    if hasattr(logger, "eval_phase"):
+                        uses += _rows_of(logger.eval_phase, phase, "choose", ctx)
         elif trained and isinstance(phase, EvalPhase):
-            yield from _rows_of(phase, phase, "test", ctx)
-
-
-def _monitored_evaluations(phase: ExperimentPhase, graph: Any) -> Iterator[ExperimentPhase]:
-    """Yield the evaluations whose metrics callbacks and schedules monitor."""
-    for monitor in monitors_of(phase, graph):
-        for logger in loggers_of(monitor, phase.callbacks):
-            if hasattr(logger, "eval_phase"):
-                yield logger.eval_phase
+            uses += _rows_of(phase, phase, "test", ctx)
+    return list(plan_leaks(uses))
 
 
 def _rows_of(
@@ -234,11 +224,6 @@ def _rows_of(
 
 
 _reports: WeakKeyDictionary[FeatureSet, tuple[Any, AuditReport]] = WeakKeyDictionary()
-
-
-def plan_audit(phases: list[ExperimentPhase], ctx: ExperimentContext) -> list[Finding]:
-    """Return rows that phases report on though they train on them or select by them."""
-    return list(plan_leaks(list(_uses(phases, ctx))))
 
 
 def _version(fs: FeatureSet) -> tuple[Any, ...]:

@@ -282,22 +282,19 @@ def _read_manifest(data: bytes, crc: int, path: Path) -> dict[str, Any]:
     if manifest["kind"] not in limits.KINDS:
         problem = f"kind {manifest['kind']!r:.40} is not known"
         raise MMLError(limits.FOREIGN, path, MANIFEST, problem)
-    if not all(map(_are_valid_entries, manifest["members"].values())):
-        raise MMLError(limits.DAMAGED, path, MANIFEST, "its entries of members are invalid")
-    if manifest["content_id"] != _content_id(manifest) or dump_json(manifest, sort=True) != data:
-        raise MMLError(limits.DAMAGED, path, MANIFEST, "differs from its content_id", _COPY)
-    return manifest
-
-
-def _are_valid_entries(facts: Any) -> bool:
-    return (
+    if not all(
         isinstance(facts, dict)
         and facts.keys() == {"crc32", "sha256", "size"}
         and type(facts["size"]) is int
         and type(facts["crc32"]) is int
         and isinstance(facts["sha256"], str)
-        and bool(_HASH.fullmatch(facts["sha256"]))
-    )
+        and _HASH.fullmatch(facts["sha256"])
+        for facts in manifest["members"].values()
+    ):
+        raise MMLError(limits.DAMAGED, path, MANIFEST, "its entries of members are invalid")
+    if manifest["content_id"] != _content_id(manifest) or dump_json(manifest, sort=True) != data:
+        raise MMLError(limits.DAMAGED, path, MANIFEST, "differs from its content_id", _COPY)
+    return manifest
 
 
 _COPY = "Restore another copy"
@@ -343,7 +340,11 @@ def lay_out(entries: Sequence[Entry]) -> Layout:
     headers, starts, central, at = [], [], [], 0
     for entry in entries:
         name = entry.name.encode("ascii")
-        extra = _extra(entry.name, at + _LOCAL.size + len(name))
+        extra, length = b"", -(at + _LOCAL.size + len(name)) % limits.ALIGNMENT
+        length += limits.ALIGNMENT if 0 < length < _PADDING.size else 0
+        if length and entry.name.endswith((".safetensors", ".arrow")):  # aligned for memory mapping
+            padding = _PADDING.pack(_PADDING_ID, length - 4, limits.ALIGNMENT)
+            extra = padding + bytes(length - len(padding))
         facts = (0, 0, 0, _DAY, entry.crc, entry.size, entry.size, len(name), len(extra))
         header = _LOCAL.pack(b"PK\3\4", _VERSION, *facts) + name + extra
         record = (b"PK\1\2", _UNIX | _VERSION, _VERSION, *facts, 0, 0, 0, _REGULAR, at)
@@ -398,18 +399,6 @@ def read_entries(data: Any, path: object) -> tuple[list[Entry], Layout]:
     if data[start:] != expected.tail:
         raise MMLError(limits.DAMAGED, path, "", "its directory is not as we write it")
     return entries, expected
-
-
-def _extra(name: str, at: int) -> bytes:
-    """Return padding that aligns payloads of tensors and tables for memory mapping."""
-    if not name.endswith((".safetensors", ".arrow")):
-        return b""
-    length = -at % limits.ALIGNMENT
-    length += limits.ALIGNMENT if 0 < length < _PADDING.size else 0
-    if not length:
-        return b""
-    padding = _PADDING.pack(_PADDING_ID, length - 4, limits.ALIGNMENT)
-    return padding + bytes(length - len(padding))
 
 
 def _entry(data: Any, at: int, end: int, path: object) -> tuple[Entry, int]:

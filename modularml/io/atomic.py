@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import secrets
@@ -305,22 +304,16 @@ def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
                 path.unlink(missing_ok=True)
             raise
     finally:
-        _drop(old)
-
-
-def _drop(path: Path) -> None:
-    """Remove a file; freeing a large one takes long, so a thread does it."""
-    fd = None
-    with contextlib.suppress(OSError):
-        if fcntl is not None and path.stat().st_size >= _LARGE:
-            fd = os.open(path, os.O_RDONLY)
-    path.unlink(missing_ok=True)
-    if fd is None:
-        return
-    try:
-        threading.Thread(target=os.close, args=(fd,)).start()
-    except RuntimeError:  # Python is exiting
-        os.close(fd)
+        fd = None  # freeing a large file takes long, so a thread does it
+        with suppress(OSError):
+            if fcntl is not None and old.stat().st_size >= _LARGE:
+                fd = os.open(old, os.O_RDONLY)
+        old.unlink(missing_ok=True)
+        if fd is not None:
+            try:
+                threading.Thread(target=os.close, args=(fd,)).start()
+            except RuntimeError:  # Python is exiting
+                os.close(fd)
 
 
 def _link(source: Path, target: Path) -> bool:
@@ -336,10 +329,19 @@ def _link(source: Path, target: Path) -> bool:
     return True
 
 
-@contextlib.contextmanager
+@contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
     """Lock a folder for one writer, and remove files left by killed writers."""
-    fd = _lock(folder)
+    fd = None
+    if fcntl is not None:  # pragma: no branch - not on Windows
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except BaseException as error:
+            os.close(fd)
+            if not isinstance(error, OSError):
+                raise
+            fd = None  # a file system without locks: no waiting, no clean-up
     try:
         if fd is not None:
             for stray in folder.glob(f".*{_MARK}"):
@@ -348,21 +350,6 @@ def _exclusive(folder: Path) -> Iterator[None]:
     finally:
         if fd is not None:
             os.close(fd)
-
-
-def _lock(folder: Path) -> int | None:
-    if fcntl is None:  # pragma: no cover - not on Windows
-        return None
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks: no waiting, no clean-up
-        os.close(fd)
-        return None
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _sync_folder(folder: Path) -> None:

@@ -82,7 +82,10 @@ def inspect(path: str | Path) -> dict[str, Any]:
             "log": None if segment is None else segment.file,
             "label": params.get("label"),
             "meta": params.get("meta"),
-            "nodes": {n["params"]["label"]: _node_type(n) for n in nodes},
+            "nodes": {
+                n["params"]["label"]: str((n["params"].get("model") or {}).get("$type", n["$type"]))
+                for n in nodes
+            },
             "featuresets": {label: _of_set(data, archive) for label, data in sets.items()},
             "runs": [_of_run(run, archive) for run in runs],
         }
@@ -158,11 +161,6 @@ def _read_metrics(item: dict[str, Any], archive: Archive) -> dict[str, Any]:
         for name, series in item["metrics"]["epochs"].items()
     }
     return {**item, "metrics": {"epochs": epochs}, "steps": []}
-
-
-def _node_type(node: dict[str, Any]) -> str:
-    model = node["params"].get("model") or {}
-    return str(model.get("$type", node["$type"]))
 
 
 def _of_set(data: dict[str, Any], archive: Archive) -> dict[str, Any]:

@@ -166,19 +166,15 @@ def _run(text: str, sha: str, path: Path, member: str) -> ModuleType:
 
 
 def _definitions(text: str) -> str:
-    tree = ast.parse(text)
-    definitions = [node for node in tree.body if isinstance(node, _DEFINES) or _is_constant(node)]
+    definitions: list[ast.stmt] = []
+    for node in ast.parse(text).body:
+        if isinstance(node, _DEFINES):
+            definitions.append(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            with contextlib.suppress(ValueError):  # of values that are no constants
+                ast.literal_eval(node.value)
+                definitions.append(node)
     return "\n\n".join(ast.unparse(node) for node in definitions) + "\n"
 
 
 _DEFINES = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-
-
-def _is_constant(node: ast.stmt) -> bool:
-    if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
-        return False
-    try:
-        ast.literal_eval(node.value)
-    except ValueError:
-        return False
-    return True

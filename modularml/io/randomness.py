@@ -40,11 +40,18 @@ def random_states(*, plain: bool = True) -> dict[str, Any]:
 
     They are plain data for a file, or, which is faster, only for `set_random_states`.
     """
+    torch, states_of_torch = loaded("torch"), None
+    if torch is not None:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        states_of_torch = {
+            "cpu": torch.random.get_rng_state().numpy().copy(),
+            "cuda": [s.numpy().copy() for s in cuda],
+        }
     name, keys, pos, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - user code may draw from it
     return {
         "python": _twister(random.getstate()) if plain else random.getstate(),
         "numpy": {"name": name, "keys": keys, "rest": [pos, has_gauss, cached]},
-        "torch": _torch_states(),
+        "torch": states_of_torch,
         "tensorflow": _tensorflow_state(),
     }
 
@@ -381,17 +388,6 @@ def _checked(state: tuple[Any, ...]) -> Any:
     if not is_valid or not np.any(keys[1:]):
         raise ValueError("this is not a state of numpy's generator")
     return state
-
-
-def _torch_states() -> dict[str, Any] | None:
-    torch = loaded("torch")
-    if torch is None:
-        return None
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {
-        "cpu": torch.random.get_rng_state().numpy().copy(),
-        "cuda": [s.numpy().copy() for s in cuda],
-    }
 
 
 def _twister(state: tuple[Any, ...]) -> dict[str, Any]:
