@@ -37,7 +37,8 @@ def _rows(fs: FeatureSet) -> Iterator[Block]:
     if not fs.has_rows:
         text = "The file was saved without rows: columns, splits and scalers are known, not values."
         yield Notes((("info", "Without rows", text),))
-    if dropped := count_by_reason(fs._all_dropped()):
+    drops = {id(d): d for parts in fs._dropped.values() for d in parts}  # each once
+    if dropped := count_by_reason(drops.values()):
         yield Table.of_lines(
             "Rows left out", [{"reason": r, "rows": n} for r, n in dropped.items()]
         )
