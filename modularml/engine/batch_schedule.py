@@ -83,10 +83,12 @@ def schedule(epochs: Sequence[EpochBatches], policy: BatchSchedulingPolicy) -> l
     list of EpochBatches
         Step ``i`` uses batch ``i`` of each.
     """
+    if len(epochs) == 1:
+        return list(epochs)
     counts = [e.n_batches for e in epochs]
     n = max(counts) if policy.cycles else min(counts)
     matched = [e if e.n_batches == n else e.taken(np.arange(n) % e.n_batches) for e in epochs]
-    if not policy.alternates or len(epochs) == 1:
+    if not policy.alternates:
         return matched
     sizes = np.stack([np.diff(e.bounds) for e in matched], axis=1).reshape(-1)
     return [_interleaved(e, i, sizes) for i, e in enumerate(matched)]

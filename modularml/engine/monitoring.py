@@ -94,11 +94,14 @@ def direction(monitor: str, callbacks: Iterable[Any]) -> bool | None:
 
 def schedules_of(graph: Any) -> list[Any]:
     """Return the learning-rate schedules of a graph that monitor a metric."""
-    nodes = () if graph is None else graph.nodes.values()
-    owners = [graph, *(node for node in nodes if hasattr(node, "optimizer"))]
-    optimizers = [owner.optimizer for owner in owners if owner is not None]
-    schedules = [optimizer.lr_schedule for optimizer in optimizers if optimizer is not None]
+    schedules = [optimizer.lr_schedule for optimizer in _optimizers_of(graph)]
     return [s for s in schedules if s is not None and s.monitor is not None]
+
+
+def _optimizers_of(graph: Any) -> list[Optimizer]:
+    owners = () if graph is None else (graph, *graph.nodes.values())
+    optimizers = [getattr(owner, "optimizer", None) for owner in owners]
+    return [optimizer for optimizer in optimizers if optimizer is not None]
 
 
 def monitors_of(phase: Any, graph: Any, *, checkpoints: bool = False) -> dict[str, list[str]]:
@@ -120,11 +123,8 @@ def monitors_of(phase: Any, graph: Any, *, checkpoints: bool = False) -> dict[st
 
 def lr_scheduler_callbacks(graph: ModelGraph) -> list[Callback]:
     """Return a scheduler callback if an optimizer has a schedule by epoch."""
-    for owner in (graph, *graph.nodes.values()):
-        optimizer = getattr(owner, "optimizer", None)
-        if optimizer is not None and optimizer.steps_every("epoch"):
-            return [LRSchedulerCallback()]
-    return []
+    by_epoch = [o for o in _optimizers_of(graph) if o.steps_every("epoch")]
+    return [LRSchedulerCallback()] if by_epoch else []
 
 
 def check_lengths(phases: Iterable[Any], graph: ModelGraph) -> None:

@@ -351,8 +351,8 @@ class GraphSteps(NodeGraph):
 
     def moving_optimizers(self, active_nodes: Iterable[Any] | None = None) -> list[Optimizer]:
         """Return the optimizers of the running nodes: the graph's, or the nodes'."""
-        if self.optimizer is not None:
-            return [self.optimizer]
+        if (shared := self.optimizer) is not None:
+            return [shared]
         nodes = [n for n in self._running(active_nodes) if isinstance(n, ModelNode)]
         return [n.optimizer for n in nodes if n.optimizer is not None and not n.is_frozen]
 
