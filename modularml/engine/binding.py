@@ -127,8 +127,19 @@ class InputBinding(Configurable):
                     f"{node!r} is a {type(head).__name__}; bind a head node of the graph"
                 )
         if isinstance(upstream, FeatureSetView):
-            split = split or _split_of(upstream)
-            upstream = upstream.source
+            view, upstream, name = upstream, upstream.source, str(upstream.label)
+            splits = upstream.available_splits
+            if (
+                not split
+                and name in splits
+                and np.array_equal(upstream[name].indices, view.indices)
+            ):
+                split = name
+            elif not split and len(view) != len(upstream):
+                raise SplitError(
+                    f"view {view.label!r} is not a split of {upstream.label!r}; add it with "
+                    "fs.add_split(view) first"
+                )
         ref = _edge(head, upstream)
         binding = cls(head.node_id, ref, split, sampler, stream)
         if split is not None:
@@ -393,16 +404,3 @@ def _edge(node: GraphNode, upstream: Any) -> FeatureSetReference:
         ):
             return ref
     raise UnknownNameError(f"FeatureSet of node {node.label!r}", name, [r.node_label for r in refs])
-
-
-def _split_of(view: FeatureSetView) -> str | None:
-    """Return the name of the split of a view; None if the view is all rows."""
-    fs = view.source
-    name = str(view.label)
-    if name in fs.available_splits and np.array_equal(fs[name].indices, view.indices):
-        return name
-    if len(view) == len(fs):
-        return None
-    raise SplitError(
-        f"view {view.label!r} is not a split of {fs.label!r}; add it with fs.add_split(view) first"
-    )

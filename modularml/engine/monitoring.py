@@ -249,22 +249,18 @@ class LRSchedulerCallback(Callback):
         MetricNotLoggedError
             If no callback logs the metric that a schedule monitors.
         """
+        declared = [name for callback in phase.callbacks for name in getattr(callback, "logs", ())]
         for optimizer in phase.graph().moving_optimizers(phase.active_nodes):
-            if optimizer.steps_every("epoch"):
-                self._advance(optimizer, phase, results, exec_ctx.epoch_idx)
-
-    def _advance(self, optimizer: Optimizer, phase: Any, results: Any, epoch: int) -> None:
-        name = None if optimizer.lr_schedule is None else optimizer.lr_schedule.monitor
-        if name is None:
-            optimizer.advance()
-            return
-        value = results._metrics.epoch_values(name).get(epoch)
-        declared = [n for c in phase.callbacks for n in getattr(c, "logs", ())]
-        if value is not None:
-            optimizer.advance(value)
-        elif name not in declared and name not in results.metric_names():
-            raise MetricNotLoggedError(
-                f"the schedule of {optimizer.name!r} monitors {name!r}, which is not logged in "
-                f"phase {phase.label!r}; add an Evaluation with EvalLossMetric, or monitor "
-                "train_loss"
-            )
+            schedule = optimizer.lr_schedule
+            if schedule is None or schedule.every != "epoch":
+                continue
+            if (name := schedule.monitor) is None:
+                optimizer.advance()
+            elif (value := results._metrics.epoch_values(name).get(exec_ctx.epoch_idx)) is not None:
+                optimizer.advance(value)
+            elif name not in declared and name not in results.metric_names():
+                raise MetricNotLoggedError(
+                    f"the schedule of {optimizer.name!r} monitors {name!r}, which is not logged in "
+                    f"phase {phase.label!r}; add an Evaluation with EvalLossMetric, or monitor "
+                    "train_loss"
+                )

@@ -114,18 +114,16 @@ class Listeners:
 
             return add
         several = isinstance(callbacks, Iterable) and not callable(callbacks)
-        self._add(event.value, list(callbacks) if several else [callbacks], rank)  # type: ignore[arg-type]
-        return None
-
-    def _add(self, event: str, callbacks: list[Any], rank: int) -> None:
-        for callback in callbacks:
+        added: list[Any] = list(callbacks) if several else [callbacks]  # type: ignore[arg-type]
+        for callback in added:
             if not callable(callback):
                 raise EventError(f"a callback must be callable, got {callback!r:.200}")
-        ranked = self._ranked[event]
-        ranked.extend((rank, callback) for callback in callbacks)
+        ranked = self._ranked[event.value]
+        ranked.extend((rank, callback) for callback in added)
         ranked.sort(key=lambda entry: entry[0])
         last = len(ranked) - 1
-        self._plans[event] = [(last - i, callback) for i, (_, callback) in enumerate(ranked)]
+        self._plans[event.value] = [(last - i, call) for i, (_, call) in enumerate(ranked)]
+        return None
 
 
 def look_up(state: State, key: str) -> Any:
@@ -250,11 +248,14 @@ class Runner(Listeners):
                 f"there is no run to resume, its state lacks {', '.join(missing)}; "
                 "call run(batches) first, or set `state` to that of a run"
             )
+        left, event = state.get("_left", 0), state.get("_event")
         if repeat_last_batch and state.get("_epoch_iters"):
             state["running"] = state["_repeats"] = True
             self._emit(Event.BATCH)
-        else:
-            self._finish_event()
+        elif left and event is not None:
+            self._call(self._plans[event][-left:], event != BATCH)
+        elif event in (None, FINISHED):
+            state["running"] = True
         self._loop()
 
     def _loop(self) -> None:
@@ -306,32 +307,20 @@ class Runner(Listeners):
                 state["_left"] = left + 1 if retry else 0
                 raise
 
-    def _finish_event(self) -> None:
-        """Call the callbacks that were not reached; a finished run continues."""
-        state = self.state
-        left, event = state.get("_left", 0), state.get("_event")
-        if left and event is not None:
-            self._call(self._plans[event][-left:], event != BATCH)
-        elif event in (None, FINISHED):
-            state["running"] = True
-
     def _iterator(self) -> Iterator[Any]:
         """Return an iterator of the remaining batches of this epoch."""
         state = self.state
         batches, done = state["batches"], state["_epoch_iters"]
         if done and self._live is not None and self._mark == (state["epoch"], done):
             iterator, source = self._live
-            if source is batches and not _is_closed(iterator):
+            closed = (
+                inspect.isgenerator(iterator)
+                and inspect.getgeneratorstate(iterator) == inspect.GEN_CLOSED
+            )
+            if source is batches and not closed:
                 return iterator
         iterator = iter(batches)
         if done and not hasattr(batches, "load_state_dict"):
             next(islice(iterator, done - 1, done), None)
         self._live = (iterator, batches)
         return iterator
-
-
-def _is_closed(iterator: Any) -> bool:
-    """Return whether a generator has ended, as after an exception."""
-    return (
-        inspect.isgenerator(iterator) and inspect.getgeneratorstate(iterator) == inspect.GEN_CLOSED
-    )

@@ -275,9 +275,17 @@ def read_saved(path: str | Path) -> Any:
     with path.open("rb") as file:
         start = file.read(8)
     try:
-        if b"\0" in start:  # safetensors start with a length, JSON is text
-            return _read_tensors(path)
-        return _with_tensors(json.loads(path.read_text("utf-8")), {})
+        if b"\0" not in start:  # safetensors start with a length, JSON is text
+            return _with_tensors(json.loads(path.read_text("utf-8")), {})
+        with safe_open(path, framework="np") as opened:
+            text = (opened.metadata() or {}).get(TREE)
+        kind = "pt" if text is None or '{"$tensor": ' in text else "np"
+        if kind == "pt":
+            require("torch", purpose="to read tensors")
+        with safe_open(path, framework=kind) as opened:
+            names = opened.keys()
+            tensors = {name: opened.get_tensor(name) for name in names}
+        return tensors if text is None else _with_tensors(json.loads(text), tensors)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path.name} holds neither JSON nor safetensors: {error}") from error
 
@@ -296,17 +304,6 @@ def _to_bytes(obj: Any) -> bytes:
         n: v if isinstance(v, torch.Tensor) else torch.tensor(v) for n, v in tensors_found.items()
     }
     return bytes(require("safetensors.torch").save(tensors, {TREE: tree}))
-
-
-def _read_tensors(path: Path) -> Any:
-    with safe_open(path, framework="np") as file:
-        text = (file.metadata() or {}).get(TREE)
-    kind = "pt" if text is None or '{"$tensor": ' in text else "np"
-    if kind == "pt":
-        require("torch", purpose="to read tensors")
-    with safe_open(path, framework=kind) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    return tensors if text is None else _with_tensors(json.loads(text), tensors)
 
 
 def _without_tensors(value: Any, path: tuple[str, ...], tensors: dict[str, Any]) -> Any:

@@ -187,8 +187,11 @@ class AppliedLoss(Configurable):
         given = self.class_weight
         if given is None:
             return
-        is_mapping = isinstance(given, dict) and given and all(map(_is_weight, given.values()))
-        if given != "balanced" and not is_mapping:
+        values: list[Any] = list(given.values()) if isinstance(given, dict) else []
+        numbers = [v for v in values if isinstance(v, Real) and not isinstance(v, bool)]
+        finite: list[Any] = [v for v in numbers if math.isfinite(v)]
+        are_weights = 0 < len(values) == len(finite) and min(finite) >= 0
+        if given != "balanced" and not are_weights:
             raise ConfigError(
                 "class_weight must be 'balanced', or map labels to finite numbers of at least 0, "
                 f"got {given!r}"
@@ -326,11 +329,6 @@ class AppliedLoss(Configurable):
             f"AppliedLoss({self.loss.name!r} on {self.on!r}, inputs={self.inputs}, "
             f"weight={self.weight})"
         )
-
-
-def _is_weight(value: Any) -> bool:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0
 
 
 def weigh(values: Any, weights: Any) -> Any:

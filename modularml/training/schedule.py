@@ -194,8 +194,13 @@ class LRSchedule(Configurable):
             built = schedule and adapter.make_schedule(schedule, optimizer, kwargs)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{self!r} cannot be built: {error}") from error
-        if built is not None:
-            self._check_metric(built)
+        arguments = [] if built is None else [*inspect.signature(built.step).parameters.values()]
+        takes_metric = bool(arguments) and arguments[0].default is inspect.Parameter.empty
+        if built is not None and takes_metric is not (self.monitor is not None):
+            advice = (
+                "needs the metric to monitor: pass" if takes_metric else "monitors no metric: omit"
+            )
+            raise ConfigError(f"{self!r} {advice} monitor=")
         if not warmup and n_steps is None:
             return built
         return PhaseSchedule(adapter, optimizer, built, warmup, n_steps)
@@ -244,35 +249,22 @@ class LRSchedule(Configurable):
         needed = [n for n in LENGTHS if n in known and known[n].default in absent]
         return [*asked, *(name for name in needed if name not in kwargs)]
 
-    def _check_metric(self, built: Any) -> None:
-        first_argument = next(iter(inspect.signature(built.step).parameters.values()), None)
-        takes_metric = (
-            first_argument is not None and first_argument.default is inspect.Parameter.empty
-        )
-        if takes_metric is not (self.monitor is not None):
-            advice = (
-                "needs the metric to monitor: pass" if takes_metric else "monitors no metric: omit"
-            )
-            raise ConfigError(f"{self!r} {advice} monitor=")
-
     def _found(self, backend: Backend) -> Any:
-        schedule = self._named(backend) if isinstance(self.schedule, str) else self.schedule
+        schedule: Any = self.schedule
+        if isinstance(schedule, str):
+            known = {_plain(name): cls for name, cls in adapter_for(backend).schedules().items()}
+            spellings = (_plain(schedule), *ALIASES.get(_plain(schedule), ()))
+            schedule = next((known[n] for n in spellings if n in known), None)
+            if schedule is None:
+                aliases = [alias for alias, names in ALIASES.items() if known.keys() & names]
+                raise UnknownNameError(
+                    f"{backend.value} schedule", self.schedule, [*known, *aliases]
+                )
         if (backend_of_schedule := backend_of(schedule)) not in (Backend.NONE, backend):
             raise ConfigError(
                 f"schedule {schedule!r} belongs to {backend_of_schedule.value}, not {backend.value}"
             )
         return schedule
-
-    def _named(self, backend: Backend) -> Any:
-        known = {_plain(name): cls for name, cls in adapter_for(backend).schedules().items()}
-        spelling = _plain(str(self.schedule))
-        schedule_cls = next(
-            (known[n] for n in (spelling, *ALIASES.get(spelling, ())) if n in known), None
-        )
-        if schedule_cls is None:
-            aliases = [alias for alias, names in ALIASES.items() if known.keys() & names]
-            raise UnknownNameError(f"{backend.value} schedule", self.schedule, [*known, *aliases])
-        return schedule_cls
 
 
 def check_warmup(warmup: Any) -> None:
