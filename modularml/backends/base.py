@@ -315,9 +315,8 @@ def backend_of(obj: Any) -> Backend:
     """Return the framework of a model, tensor, loss or optimizer class."""
     torch, keras = loaded("torch"), loaded("keras")
     cls = obj if isinstance(obj, type) else type(obj)
-    roots = {
-        str(name).split(".")[0] for name in (getattr(obj, "__module__", ""), *_modules_of(cls))
-    }
+    modules = (getattr(obj, "__module__", ""), *(base.__module__ for base in cls.__mro__))
+    roots = {str(name).split(".")[0] for name in modules}
     if torch is not None and (
         issubclass(cls, torch.nn.Module | torch.Tensor | torch.optim.Optimizer) or "torch" in roots
     ):
@@ -332,7 +331,3 @@ def backend_of(obj: Any) -> Backend:
 
 
 _OF_KERAS = {"tensorflow": Backend.TENSORFLOW, "torch": Backend.TORCH}
-
-
-def _modules_of(cls: type) -> list[str]:
-    return [base.__module__ for base in cls.__mro__]

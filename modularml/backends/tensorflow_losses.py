@@ -176,11 +176,11 @@ class TripletMarginLoss(_Loss):
     eps: float = 1e-6
 
     def __call__(self, anchor: Any, positive: Any, negative: Any) -> Any:  # type: ignore[override]
-        near, far = (self._distance(anchor, other) for other in (positive, negative))
+        near, far = (
+            tf.norm(anchor - other + self.eps, ord=self.p, axis=-1)
+            for other in (positive, negative)
+        )
         return self._reduced(tf.maximum(near - far + self.margin, 0.0))
-
-    def _distance(self, a: Any, b: Any) -> Any:
-        return tf.norm(a - b + self.eps, ord=self.p, axis=-1)
 
 
 @dataclass
@@ -255,7 +255,13 @@ def variables_of(loss: Any) -> dict[str, Any]:
                 "update; use a keras.Variable, or a tensor if it is not trainable"
             )
         elif isinstance(value, keras.Layer):
-            _check_built(loss, value)
+            for part in all_layers(value):
+                if not part.built and type(part).build is not keras.Layer.build:
+                    raise LossError(
+                        f"{_named(loss)} has the layer {part.name!r}, whose weights are created by "
+                        "its first call, too late for the optimizer; build it first: "
+                        "layer.build(input_shape)"
+                    )
             pending += [(f"{name}.{v.path}".strip("."), v) for v in value.variables]
         elif isinstance(value, list | tuple | dict):
             pairs = value.items() if isinstance(value, dict) else enumerate(value)
@@ -286,15 +292,6 @@ def _attributes(loss: Any) -> dict[str, Any]:
 
 def _named(loss: Any) -> str:
     return f"loss {getattr(loss, 'name', type(loss).__name__)!r}"
-
-
-def _check_built(loss: Any, layer: Any) -> None:
-    for part in all_layers(layer):
-        if not part.built and type(part).build is not keras.Layer.build:
-            raise LossError(
-                f"{_named(loss)} has the layer {part.name!r}, whose weights are created by its "
-                "first call, too late for the optimizer; build it first: layer.build(input_shape)"
-            )
 
 
 CLASSES = {n: c for n, c in globals().items() if n.endswith("Loss") and n[0] != "_"}

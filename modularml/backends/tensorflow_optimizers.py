@@ -68,8 +68,12 @@ class KerasSchedule:
     """
 
     def __init__(self, optimizer: Any, schedule: Any, kwargs: Mapping[str, Any]) -> None:
-        self.count = 0
-        self.rates = [(o, _rate(o, schedule, kwargs)) for o in parts(optimizer).values()]
+        self.count, self.rates = 0, list[tuple[Any, Any]]()
+        takes_rate = "initial_learning_rate" in inspect.signature(schedule).parameters
+        for part in parts(optimizer).values():
+            rate = {"initial_learning_rate": float(part.learning_rate)} if takes_rate else {}
+            own = () if inspect.isclass(schedule) else (part,)
+            self.rates.append((part, schedule(*own, **{**rate, **kwargs})))
         self._set()
 
     def step(self) -> None:
@@ -89,12 +93,6 @@ class KerasSchedule:
     def _set(self) -> None:
         for optimizer, rate in self.rates:
             optimizer.learning_rate.assign(rate(self.count))
-
-
-def _rate(optimizer: Any, schedule: Any, kwargs: Mapping[str, Any]) -> Any:
-    if "initial_learning_rate" in inspect.signature(schedule).parameters:
-        kwargs = {"initial_learning_rate": float(optimizer.learning_rate), **kwargs}
-    return schedule(**kwargs) if inspect.isclass(schedule) else schedule(optimizer, **kwargs)
 
 
 def scaling(optimizers: Sequence[Any]) -> Any:

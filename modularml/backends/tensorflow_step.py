@@ -321,17 +321,14 @@ class ExtendedStep:
         values = [float(loss) for loss in losses]
         wrong = next((i for i, v in enumerate(values) if not math.isfinite(v)), None)
         if wrong is None:
-            self._accumulate(grads, n)
+            before = self.held or [None] * len(grads)
+            self.held = [_sum(a, b) for a, b in zip(before, grads, strict=True)]
+            self.n_batches, self.rows = self.n_batches + 1, self.rows + n
         elif self.options.on_nonfinite != "skip":
             raise NotFiniteError(wrong, values[wrong])
         if self.n_batches and (self.closing or self.n_batches == self.options.accumulate):
             self._move()
         return losses, outputs
-
-    def _accumulate(self, grads: Sequence[Any], n: float) -> None:
-        before = self.held or [None] * len(grads)
-        self.held = [_sum(a, b) for a, b in zip(before, grads, strict=True)]
-        self.n_batches, self.rows = self.n_batches + 1, self.rows + n
 
     def _move(self) -> None:
         weight = (self.rows / self.first or 1.0) * self._factor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -190,12 +190,17 @@ class TorchAdapter(TorchOperations, BackendAdapter):
         self, compute: Compute, optimizers: Sequence[Any], options: StepOptions | None = None
     ) -> Step:
         if options is not None and options.compile:
-            return self._compiled_step(compute, optimizers, options)
+            from modularml.backends.torch_compiled import CompiledGradients  # noqa: PLC0415 - rare
+
+            compiled = CompiledGradients(compute, optimizers, options)
+            plain = self.train_step(compiled, optimizers, replace(options, compile=False))
+            plain.compiled = compiled  # type: ignore[attr-defined]
+            return plain
         if options is not None and not options.is_plain:
             return ExtendedStep(compute, optimizers, options)
         params = [p for o in optimizers for g in o.param_groups for p in g["params"]]
         on_host = all(p.device.type == "cpu" for p in params)
-        move = _in_sequence([direct_step(optimizer) for optimizer in optimizers])
+        moves = [direct_step(optimizer) for optimizer in optimizers]
         isfinite = math.isfinite
 
         def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -208,20 +213,10 @@ class TorchAdapter(TorchOperations, BackendAdapter):
             for p in params:
                 p.grad = None
             total.backward()
-            move()
+            for move in moves:
+                move()
             return losses, outputs
 
-        return step
-
-    def _compiled_step(
-        self, compute: Compute, optimizers: Sequence[Any], options: StepOptions
-    ) -> Step:
-        """Return a step whose ``compiled`` computes losses and gradients."""
-        from modularml.backends.torch_compiled import CompiledGradients  # noqa: PLC0415 - rare
-
-        compiled = CompiledGradients(compute, optimizers, options)
-        step = self.train_step(compiled, optimizers, replace(options, compile=False))
-        step.compiled = compiled  # type: ignore[attr-defined]
         return step
 
     def eval_step(self, compute: Compute) -> Step:
@@ -280,17 +275,6 @@ def _packed_names(optimizer: Any, named: Mapping[str, Any]) -> list[str]:
     names = {id(p): name for name, p in named.items()}
     packed = [p for group in optimizer.param_groups for p in group["params"]]
     return [names.get(id(p), f"unnamed{i}") for i, p in enumerate(packed)]
-
-
-def _in_sequence(moves: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
-    if len(moves) == 1:
-        return moves[0]
-
-    def move() -> None:
-        for move_one in moves:
-            move_one()
-
-    return move
 
 
 adapter = TorchAdapter()

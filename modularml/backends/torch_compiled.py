@@ -59,10 +59,17 @@ class CompiledGradients:
     def __init__(self, compute: Compute, optimizers: Sequence[Any], options: StepOptions) -> None:
         params = [p for o in optimizers for g in o.param_groups for p in g["params"]]
         self._compute, self._params = compute, [p for p in params if p.requires_grad]
+        self._never: str | None
         self._whole = MemberModels(
             StackMember(compute, options.models, optimizers, options, (), losses=options.losses)
         )
-        self._never = _unsupported(params, options) or missing_compiler()
+        if any(p.device.type != "cpu" for p in params):
+            self._never = "weights are not on the CPU; the models are compiled one by one"
+        elif options.precision != "float32":
+            self._never = f"precision={options.precision!r} is not supported with it"
+        else:
+            parallel = "data_parallel=True is not supported with it" if options.parallel else None
+            self._never = parallel or missing_compiler()
         self._rows: int | None = None
         self._why = "samplers alternate, nodes are of several frameworks, or steps run by hand"
         self._functions: dict[Any, _Function | None] = {}
@@ -81,7 +88,12 @@ class CompiledGradients:
         self._rows = None if self._why else n_rows
         self._due = True
         if self._rows is not None and self._functions:
-            self._check_attributes()
+            try:
+                same = self._attributes == self._whole.attributes()
+            except NotStackableError:
+                same = False
+            if not same:  # an attribute of a model or loss is another now; what is refused stays so
+                self._functions = {k: None for k, run in self._functions.items() if run is None}
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
         """Return the total loss, each loss and each output of a batch."""
@@ -100,15 +112,6 @@ class CompiledGradients:
         if reason not in self._logged:
             self._logged.add(reason)
             logger.warning("note: compile=True, but the plain step runs: %s", reason)
-
-    def _check_attributes(self) -> None:
-        """Forget what was compiled if an attribute of a model or loss is another now."""
-        try:
-            same = self._attributes == self._whole.attributes()
-        except NotStackableError:
-            same = False
-        if not same:  # what is refused stays so
-            self._functions = {k: None for k, run in self._functions.items() if run is None}
 
     def _still_computes(self, key: Any, inputs: Sequence[Any]) -> bool:
         """Return whether the plain forward pass has the losses of what was compiled."""
@@ -274,16 +277,6 @@ class _Total:
                 p.grad = grad
             else:
                 p.grad.add_(grad)
-
-
-def _unsupported(params: Sequence[Any], options: StepOptions) -> str | None:
-    if any(p.device.type != "cpu" for p in params):
-        return "weights are not on the CPU; the models are compiled one by one"
-    if options.precision != "float32":
-        return f"precision={options.precision!r} is not supported with it"
-    if options.parallel:
-        return "data_parallel=True is not supported with it"
-    return None
 
 
 def _inductor(module: Any, arguments: Sequence[Any]) -> Callable[..., Any]:

@@ -78,40 +78,35 @@ class Attributes:
     def __init__(self, owners: Sequence[Any]) -> None:
         self._owners = list(owners)
         self._copies: dict[tuple[int, str], Any] = {}
-        self._values = [
-            {name: self._read(owner, name, value) for name, value in _attributes(owner).items()}
-            for owner in self._owners
-        ]
+        self._values: list[dict[str, Any]] = []
+        for owner in self._owners:
+            values: dict[str, Any] = {}
+            for name, value in _attributes(owner).items():
+                values[name], copied = _compared(owner, name, value)
+                self._copies.setdefault((id(owner), name), copied)
+            self._values.append(values)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Attributes) and self._values == other._values
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _read(self, owner: Any, name: str, value: Any) -> Any:
-        contents, copied = _compared(owner, name, value)
-        self._copies.setdefault((id(owner), name), copied)
-        return contents
-
     def restore(self) -> None:
         """Set attributes back that have changed."""
         for owner, values in zip(self._owners, self._values, strict=True):
             now = _attributes(owner)
             for name, value in values.items():
-                if not self._has_changed(owner, name, now, value):
-                    continue
-                _set(owner, name, self._copies[id(owner), name])
+                try:
+                    same = name in now and bool(_compared(owner, name, now[name])[0] == value)
+                except NotStackableError:
+                    same = False
+                if not same:
+                    _set(owner, name, self._copies[id(owner), name])
             for name in set(now) - set(values):
                 if isinstance(owner, Buffers):
                     setattr(owner.module, name, None)
                 else:
                     getattr(_bound(owner), "__dict__", {}).pop(name, None)
-
-    def _has_changed(self, owner: Any, name: str, now: dict[str, Any], value: Any) -> bool:
-        try:
-            return name not in now or bool(_compared(owner, name, now[name])[0] != value)
-        except NotStackableError:
-            return True
 
 
 class StepState:

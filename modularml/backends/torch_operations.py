@@ -56,8 +56,7 @@ class TorchOperations(ModelOperations):
         tensor = tensor.detach()
         if tensor.dtype is torch.bfloat16:  # numpy has none
             tensor = tensor.float()
-        out: Array = tensor.cpu().numpy()
-        return out
+        return tensor.cpu().numpy()  # type: ignore[no-any-return]
 
     def cast(self, tensor: Any, dtype: Any) -> Any:
         return tensor.to(dtype)

@@ -136,7 +136,17 @@ class StackedOptimizer:
     def move(self, grads: Mapping[str, Any], live: set[int]) -> None:
         """Update the weights of live members."""
         if not self._runs:
-            self._move_alone(grads, live)
+            for place in sorted(live):
+                pairs = [
+                    (grads[name][place], p)
+                    for names, params in zip(self._layout, self._params[place], strict=True)
+                    for name, p in zip(names, params, strict=True)
+                ]
+                for grad, p in pairs:
+                    p.grad = grad
+                self._steps_alone[place]()
+                for _, p in pairs:
+                    p.grad = None
             self.adopt(live)
             return
         own = [[grads[name] for name in names] for names in self._layout]
@@ -146,16 +156,6 @@ class StackedOptimizer:
             run.move(parts if run.span == whole else [g[run.span] for g in parts])
         for place in live:
             mark_stepped(self._optimizers[place])
-
-    def _move_alone(self, grads: Mapping[str, Any], live: set[int]) -> None:
-        for place in sorted(live):
-            for names, params in zip(self._layout, self._params[place], strict=True):
-                for name, p in zip(names, params, strict=True):
-                    p.grad = grads[name][place]
-            self._steps_alone[place]()
-            for params in self._params[place]:
-                for p in params:
-                    p.grad = None
 
 
 def _key(settings: Mapping[str, Any], counts: Sequence[float]) -> Hashable:

@@ -16,7 +16,7 @@ from typing import Any
 from modularml._optional import require
 from modularml._private.torch import for_each, multiply_by_one
 from modularml.backends.base import Compute, NotFiniteError
-from modularml.backends.options import GradientSquares, StepOptions
+from modularml.backends.options import StepOptions
 from modularml.backends.tensor_operations import Processes
 from modularml.backends.torch_kernels import direct_step
 
@@ -165,7 +165,13 @@ class ExtendedStep:
     def __call__(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
         """Compute the losses of a batch, and update the weights if due."""
         with self.forward:
-            total, losses, outputs = self._compute(inputs)
+            if self.together is None:
+                total, losses, outputs = self.compute(inputs)
+            else:  # as no_sync() does, across two blocks
+                last = self.closing or self.n_batches + 1 == self.options.accumulate
+                self.together.require_backward_grad_sync = last
+                total = self.together(inputs)
+                losses, outputs = self.together.module.rest
         if self.on_host or self.options.on_nonfinite != "raise":
             losses = [loss.item() for loss in losses]
         wrong = [i for i, v in enumerate(losses) if isinstance(v, float) and not isfinite(v)]
@@ -176,13 +182,6 @@ class ExtendedStep:
         if self.n_batches and (self.closing or self.n_batches == self.options.accumulate):
             self._move()
         return losses, outputs
-
-    def _compute(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
-        if self.together is None:
-            return self.compute(inputs)
-        last = self.closing or self.n_batches + 1 == self.options.accumulate
-        self.together.require_backward_grad_sync = last  # as no_sync() does, across two blocks
-        return self.together(inputs), *self.together.module.rest
 
     def _backward(self, total: Any, n: int) -> None:
         rows, each = self.sizes or (n, n)
@@ -216,7 +215,11 @@ class ExtendedStep:
             if self.scaler is not None:
                 self.scaler.unscale_(optimizer)
             if self.squares is not None:
-                _record(self.squares, params)
+                own = [p for p in params if p.grad is not None]
+                grads = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in own]
+                if grads:
+                    norms = torch.stack([n.double() for n in _norms(grads)])
+                    self.squares.record(own, (norms**2).tolist())
             if limits is None:
                 continue
             if not any(limits) and _are_finite(params):
@@ -249,11 +252,3 @@ def _are_finite(params: Sequence[Any]) -> bool:
 
 
 _ONE = torch.ones(())
-
-
-def _record(squares: GradientSquares, params: Sequence[Any]) -> None:
-    own = [p for p in params if p.grad is not None]
-    grads = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in own]
-    if grads:
-        norms = torch.stack([n.double() for n in _norms(grads)])
-        squares.record(own, (norms**2).tolist())
