@@ -15,7 +15,7 @@ from modularml.data.schema import RAW
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, DataError, ScalerError, UnknownNameError
 from modularml.experiment.run_audit import refuse_or_warn
-from modularml.graph.lineage import RawColumns, source_columns_of
+from modularml.graph.lineage import source_columns_of
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.outputs import is_encoded, learned_classes
 from modularml.graph.predict import Prediction, predictions
@@ -263,7 +263,7 @@ def _as_featureset(graph: ModelGraph, label: str, reader: RowReader) -> FeatureS
     keys = {domain: list(schema.keys(domain)) for domain in ("features", "targets")}
     if not all(reader.has(f"{d}.{key}.{RAW}") for d, names in keys.items() for key in names):
         return None
-    raw = reader.raw or RawColumns({})
+    raw = reader.raw
     columns = {key: raw.with_missing(key) for names in keys.values() for key in names}
     known = np.ones(reader.n_rows, dtype=bool)  # a row that was learned from lacks no label
     for values in columns.values():

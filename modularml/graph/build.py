@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,6 @@ from modularml._warning import warn
 from modularml.backends import Backend, adapter_for
 from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
 from modularml.data.references import FeatureSetReference
-from modularml.data.schema import ColumnSpec, SampleSchema
 from modularml.errors import GraphError, NotFittedError, ShapeError
 from modularml.graph.lineage import lineages_of, mask_above, masks_of, resolve_id, source_columns_of
 from modularml.graph.merge import side_by_side
@@ -199,26 +198,22 @@ def _place(node: ModelNode, shape: Shape | None, targets: ColumnLineage, tails: 
         return Place(feeds, follows=True, shape=shape, targets=keys)
     table, columns = ref.resolve().collection, ref.columns("features")
     rows = np.arange(min(2, table.n_samples))
+    # a name for each value of a row: the column's key, indexed within arrays
+    full_keys, names = [column.split(".", 1)[1] for column in columns], list[str]()
+    short_keys = [key.split(".")[0] for key in full_keys]
+    is_unique = len(set(short_keys)) == len(short_keys)
+    for column, name in zip(columns, short_keys if is_unique else full_keys, strict=True):
+        spec = table.schema[column]
+        indexed = spec.elements or [f"{name}_{i}" for i in range(math.prod(spec.shape))]
+        names += [name] if spec.shape == () else indexed
     return Place(
         feeds,
-        columns=tuple(_value_names(table.schema, columns)),
+        columns=tuple(names),
         targets=keys,
         rows=lambda: side_by_side(
             adapter_for(Backend.SCIKIT), [table.gather((name,), rows) for name in columns]
         ),
     )
-
-
-def _value_names(schema: SampleSchema, columns: Sequence[str]) -> Iterator[str]:
-    """Yield a name for each value of a row: the column's key, indexed within arrays."""
-    keys = [column.split(".", 1)[1] for column in columns]
-    keys_only = [key.split(".")[0] for key in keys]
-    for column, name in zip(
-        columns, keys_only if len(set(keys_only)) == len(keys_only) else keys, strict=True
-    ):
-        size = math.prod(schema[column].shape)
-        names = schema[column].elements or (f"{name}_{i}" for i in range(size))
-        yield from [name] if schema[column].shape == () else names
 
 
 def _categories(node: ModelNode, shapes: Sequence[Shape | None]) -> list[Array | None]:
@@ -237,21 +232,16 @@ def _categories(node: ModelNode, shapes: Sequence[Shape | None]) -> list[Array |
                     f"{spec.shape}; embeddings need one category in a column. Make a column of "
                     "each, or pass categories= to the model"
                 )
-            if spec.kind == "category":
-                found.append(_ids(fs, spec))
-            else:
+            if spec.kind != "category":
                 found += [None] * math.prod(spec.shape)
+                continue
+            ids = np.unique(fs.collection.numpy(spec.name))
+            for record in fs.scaler_records:  # without the id of an encoder for unknown values
+                if record.domain == spec.domain and spec.key in record.keys:
+                    unknown = getattr(record.scaler.inner, "unknown_value", None)
+                    ids = ids if unknown is None else ids[ids != unknown]
+            found.append(ids)
     return found
-
-
-def _ids(fs: Any, spec: ColumnSpec) -> Array:
-    """Return the distinct values of a column, without that of an encoder for unknown ones."""
-    ids = np.unique(fs.collection.numpy(spec.name))
-    for record in fs.scaler_records:
-        if record.domain == spec.domain and spec.key in record.keys:
-            unknown = getattr(record.scaler.inner, "unknown_value", None)
-            ids = ids if unknown is None else ids[ids != unknown]
-    return ids
 
 
 def _target_shape(flow: ColumnLineage, *, numbers: bool = True) -> Shape | None:
@@ -264,9 +254,16 @@ def _target_shape(flow: ColumnLineage, *, numbers: bool = True) -> Shape | None:
             )
         except ShapeError:
             return None
-    if isinstance(flow, MergedColumns):
-        return _merged_shape(flow)
-    return None
+    if not isinstance(flow, MergedColumns):
+        return None
+    shapes = [shape for part in flow.parts if (shape := _target_shape(part)) is not None]
+    columns = {(leaf.source.ref.node_label, leaf.columns) for leaf in source_columns_of(flow)}
+    if len(shapes) < len(flow.parts) or len(columns) == 1:  # identical targets count once
+        return shapes[0] if shapes else None
+    try:
+        return tuple(flow.merge([np.zeros((1, *shape)) for shape in shapes]).shape[1:])
+    except ShapeError:
+        return None
 
 
 def _labels(flow: ColumnLineage) -> Any:
@@ -276,15 +273,3 @@ def _labels(flow: ColumnLineage) -> Any:
     if any(table.n_absent for table, _ in columns):
         return None
     return np.unique(np.concatenate([np.unique(table.numpy(name)) for table, name in columns]))
-
-
-def _merged_shape(flow: MergedColumns) -> Shape | None:
-    """Return the shape of merged targets; identical targets count once."""
-    shapes = [shape for part in flow.parts if (shape := _target_shape(part)) is not None]
-    columns = {(leaf.source.ref.node_label, leaf.columns) for leaf in source_columns_of(flow)}
-    if len(shapes) < len(flow.parts) or len(columns) == 1:
-        return shapes[0] if shapes else None
-    try:
-        return tuple(flow.merge([np.zeros((1, *shape)) for shape in shapes]).shape[1:])
-    except ShapeError:
-        return None

@@ -75,14 +75,26 @@ def call_directly(
         return Batch(data, weights, masks)
     if isinstance(first, RoleData):
         return RoleData({r: call_directly(node, [d[r] for d in given], compute) for r in first})
+    if len({len(data) for data in given}) > 1:
+        raise DataError(
+            f"inputs of node {node.label!r} must have one row for each sample, got "
+            f"{[len(data) for data in given]} rows"
+        )
     if not isinstance(first, SampleData):
-        _check_lengths(node, given)
         return compute(list(given))
-    _check_lengths(node, given)
     _check_same(node, given)
-    found = {d: _passed_on(node, d, [getattr(g, d) for g in given]) for d in ("targets", "tags")}
+    values = [g.features if g.features is not None else g.outputs for g in given]
+    if any(value is None for value in values):
+        raise GraphError(f"node {node.label!r} got samples without features")
+    merged: dict[str, Any] = {}
+    for domain in ("targets", "tags"):  # merged from the inputs' as in the graph
+        flow: Any = node.flow(domain, [getattr(g, domain) for g in given])
+        if isinstance(flow, MergedColumns):
+            own = domain == "targets"
+            flow = flow.merge(of_one_framework(node, flow.parts) if own else flow.parts)
+        merged[domain] = flow
     ids = next((g.sample_uuids for g in given if g.sample_uuids is not None), None)
-    return SampleData(outputs=compute([_read(node, g) for g in given]), sample_uuids=ids, **found)
+    return SampleData(outputs=compute(values), sample_uuids=ids, **merged)
 
 
 def of_one_framework(node: ComputeNode, values: Sequence[Any]) -> list[Any]:
@@ -98,37 +110,14 @@ def of_one_framework(node: ComputeNode, values: Sequence[Any]) -> list[Any]:
     floats = [v.dtype for v in native if adapter.exact_integers(v.dtype) is not None]
     all_integer = all(as_numpy(v).dtype.kind in "biu" for v in values)
     dtype = None if all_integer else next(iter(floats), adapter.input_dtype(None))
-    return [_cast(node, adapter, v, dtype) for v in values]
-
-
-def _cast(node: ComputeNode, adapter: BackendAdapter, value: Any, dtype: Any) -> Any:
-    check_cast(adapter, dtype, as_numpy(value), f"input of {node.label}")
-    if backend_of(value) is adapter.backend:
-        return value if dtype is None else adapter.cast(value, dtype)
-    return adapter.from_numpy(as_numpy(value), dtype=dtype)
-
-
-def _read(node: ComputeNode, data: SampleData) -> Any:
-    value = data.features if data.features is not None else data.outputs
-    if value is None:
-        raise GraphError(f"node {node.label!r} got samples without features")
-    return value
-
-
-def _passed_on(node: ComputeNode, domain: str, values: Sequence[Any]) -> Any:
-    """Return targets or tags of the output, merged from the inputs' as in the graph."""
-    flow: Any = node.flow(domain, values)
-    if isinstance(flow, MergedColumns):
-        return flow.merge(of_one_framework(node, flow.parts) if domain == "targets" else flow.parts)
-    return flow
-
-
-def _check_lengths(node: ComputeNode, values: Sequence[Any]) -> None:
-    if len({len(data) for data in values}) > 1:
-        raise DataError(
-            f"inputs of node {node.label!r} must have one row for each sample, got "
-            f"{[len(data) for data in values]} rows"
-        )
+    tensors = []
+    for v in values:
+        check_cast(adapter, dtype, as_numpy(v), f"input of {node.label}")
+        if backend_of(v) is not framework:
+            tensors.append(adapter.from_numpy(as_numpy(v), dtype=dtype))
+        else:
+            tensors.append(v if dtype is None else adapter.cast(v, dtype))
+    return tensors
 
 
 def _check_same(node: ComputeNode, values: Sequence[SampleData]) -> None:
@@ -138,10 +127,14 @@ def _check_same(node: ComputeNode, values: Sequence[SampleData]) -> None:
     if all(np.array_equal(ids[0], other) for other in ids[1:]):
         return
     on, strict = getattr(node, "align_on", None), getattr(node, "strict", False)
-    refs = [
-        _read_by(node.upstream_refs[i], sample_ids)
-        for i, sample_ids in zip(identified, ids, strict=True)
-    ]
+    sets = ExperimentContext.get_active().available_featuresets.values()
+    refs: list[FeatureSetReference | None] = []
+    for i, sample_ids in zip(identified, ids, strict=True):
+        ref: Any = node.upstream_refs[i]
+        if not isinstance(ref, FeatureSetReference):  # then the FeatureSet that has the samples
+            has = (fs for fs in sets if np.isin(sample_ids, fs.get_sample_uuids()).all())
+            ref = next((fs.reference() for fs in has), None)
+        refs.append(ref)
     if (on is None and all(ref.on is None for ref in node.feature_refs)) or None in refs:
         raise DataError(
             f"the inputs of node {node.label!r} hold different samples; pass rows of the same "
@@ -152,14 +145,6 @@ def _check_same(node: ComputeNode, values: Sequence[SampleData]) -> None:
     ]
     meeting = Meeting(f"node {node.label!r}", tuple((s,) for s in sources), on, strict)
     check_side_by_side([meeting], dict(zip(sources, identified.values(), strict=True)))
-
-
-def _read_by(ref: Any, ids: Array) -> FeatureSetReference | None:
-    """Return a reference to the FeatureSet of some samples; None if it is not known."""
-    if isinstance(ref, FeatureSetReference):
-        return ref
-    sets = ExperimentContext.get_active().available_featuresets.values()
-    return next((fs.reference() for fs in sets if np.isin(ids, fs.get_sample_uuids()).all()), None)
 
 
 def call_model(node: Any, values: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

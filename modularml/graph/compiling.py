@@ -202,10 +202,7 @@ class Compiler(LossReader):
         return {n for n in static if n in read or self.by_id[n].label in read}
 
     def _dtype_as_column(self, node_id: str, static: set[str]) -> Any:
-        """Treat the output of a frozen node as a column in its readers' framework.
-
-        Returns its dtype there; None if they have the same framework, or several.
-        """
+        """Treat a frozen node's output as a column in its readers' framework, of this dtype."""
         readers = [r for r in self.readers[node_id] if r not in static]
         backends = {self.backends[r] for r in readers}
         if len(backends) != 1 or self.backends[node_id] in backends:

@@ -63,15 +63,22 @@ def export(
     outputs = _named_outputs(made)
     function = _function(plan, made, columns, outputs)
     inputs = {name: values for (_, _), (name, values) in columns.items()}
-    models = [model for segment in plan.segments for model, _ in segment.modes]
     example = {name: np.zeros((3, *v.shape[1:]), v.dtype) for name, v in inputs.items()}
     try:
         with plan.modes():
-            program = torch_export.traced(models, function, example)
+            program = torch_export.traced(
+                [model for segment in plan.segments for model, _ in segment.modes],
+                function,
+                example,
+            )
         if fmt == "torch":
             content = torch_export.program_bytes(program)
         else:
-            content = torch_export.onnx_bytes(program, list(inputs), list(outputs), _facts(made))
+            # what a reader of the file needs to know beyond names and shapes
+            facts = {p.label: {"targets": p.target_keys, "classes": _texts(p)} for p in made}
+            content = torch_export.onnx_bytes(
+                program, list(inputs), list(outputs), {"modularml.nodes": json.dumps(facts)}
+            )
     except ModularMLError:
         raise
     except Exception as error:
@@ -276,14 +283,9 @@ def _exportable(fs: Any, record: Any, make: Any, scaling: Any, of: str = "") -> 
         ) from None
 
 
-def _facts(made: Sequence[Prediction]) -> dict[str, str]:
-    """Return what a reader of a file needs to know beyond names and shapes, as JSON."""
-    nodes = {}
-    for prediction in made:
-        labels = prediction.class_labels
-        classes = None if labels is None else [str(label) for label in labels]
-        nodes[prediction.label] = {"targets": prediction.target_keys, "classes": classes}
-    return {"modularml.nodes": json.dumps(nodes)}
+def _texts(prediction: Prediction) -> list[str] | None:
+    labels = prediction.class_labels
+    return None if labels is None else list(map(str, labels))
 
 
 def _compare(found: Mapping[str, Array], expected: Mapping[str, Array]) -> None:

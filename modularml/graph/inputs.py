@@ -123,8 +123,17 @@ def pieces(
         n = sum(chunk_sizes)
         buffer = None if first and whole_epoch else memory
         out = buffer[0][:n] if buffer and len(buffer[0]) >= n else None
-        part = _part(rows, at, n)
-        chunk = _gather(adapter, column, _rows_of_subset(subset, part), out)
+        part: Any
+        if isinstance(rows, slice):
+            part = slice(rows.start + at, rows.start + at + n)
+        else:
+            part = rows[at : at + n]
+        if isinstance(subset, np.ndarray):
+            part = subset[part]
+        elif subset is not None and (start := subset.start):
+            is_slice = isinstance(part, slice)
+            part = slice(part.start + start, part.stop + start) if is_slice else part + start
+        chunk = _gather(adapter, column, part, out)
         if buffer is not None and out is None:
             buffer[:] = [chunk]
         if upload is not None:
@@ -132,27 +141,6 @@ def pieces(
         even = len({*chunk_sizes[:-1]}) < 2 and chunk_sizes[-1] <= chunk_sizes[0]
         yield from adapter.chunks(chunk, chunk_sizes[0] if even else chunk_sizes)
         at += n
-
-
-def _rows_of_subset(
-    subset: IntArray | slice | None, positions: IntArray | slice
-) -> IntArray | slice:
-    """Return the rows at some positions among others."""
-    if subset is None or (isinstance(subset, slice) and subset.start == 0):
-        return positions
-    if not isinstance(subset, slice):
-        selected: IntArray = subset[positions]
-        return selected
-    if isinstance(positions, slice):
-        return slice(positions.start + subset.start, positions.stop + subset.start)
-    shifted: IntArray = positions + subset.start
-    return shifted
-
-
-def _part(rows: IntArray | slice, at: int, n: int) -> IntArray | slice:
-    if isinstance(rows, slice):
-        return slice(rows.start + at, rows.start + at + n)
-    return rows[at : at + n]
 
 
 def frozen_outputs(
@@ -229,10 +217,6 @@ def _input_tensor(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any
         value = value.role_data
     if isinstance(value, RoleData):
         value = value[slot.role]
-    return _from_samples(slot, value)
-
-
-def _from_samples(slot: InputSlot, value: Any) -> Any:
     if slot.padding != "kept":
         raise GraphError(
             f"columns {list(slot.columns)} are padded, and samples passed directly have no mask; "
@@ -271,7 +255,7 @@ class _InFiles:
     def __getitem__(self, rows: slice) -> Any:
         return self.gather(rows)
 
-    def gather(self, rows: IntArray | slice) -> Any:
+    def gather(self, rows: IntArray | slice, into: Any = None) -> Any:
         values = stacked(self.collection, self.slot, rows)
         slot = self.slot
         return slot.adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
@@ -315,26 +299,19 @@ def _row_file(collection: SampleCollection, slot: InputSlot) -> _RowFile:
         names = collection.schema.with_masks(slot.columns)
         size = block_rows({name: collection.numpy(name) for name in names})
         blocks = (
-            _in_dtype(slot, stacked(collection, slot, slice(at, at + size)))
+            stacked(collection, slot, slice(at, at + size))
             for at in range(0, collection.n_samples, size)
         )
+        if slot.dtype is not None:  # in it, or in a dtype of numpy that holds all values of it
+            to_numpy, from_numpy = slot.adapter.to_numpy, slot.adapter.from_numpy
+            blocks = (to_numpy(from_numpy(block, dtype=slot.dtype)) for block in blocks)
         collection.tensors[key] = write_rows(blocks, collection.n_samples)
     return _RowFile(collection.tensors[key], slot)
 
 
-def _in_dtype(slot: InputSlot, values: Array) -> Array:
-    """Return values in the dtype of a slot, or in one of numpy that holds all values of it."""
-    if slot.dtype is None:
-        return values
-    cast: Array = slot.adapter.to_numpy(slot.adapter.from_numpy(values, dtype=slot.dtype))
-    return cast
-
-
 def _gather(adapter: BackendAdapter, column: Any, rows: Any, into: Any = None) -> Any:
-    if isinstance(column, _RowFile):
+    if isinstance(column, _RowFile | _InFiles):
         return column.gather(as_slice(rows), into)
-    if isinstance(column, _InFiles):
-        return column.gather(as_slice(rows))
     return adapter.gather(column, as_slice(rows), into)
 
 

@@ -189,8 +189,13 @@ class LearnedRows:
                 merged[index] = _Set(
                     existing.label, existing.rows | s.rows, splits, existing.fs or s.fs
                 )
-                if merged[index].fs is None:
-                    merged[index].cached.update(_merged(existing.cached, s.cached))
+                if merged[index].fs is None:  # only the hashes of the rows are known
+                    union = merged[index].cached
+                    union["fingerprint"] = existing.cached["fingerprint"]
+                    for name, limit in (("ids", None), ("content", SKETCH)):
+                        both = (existing.cached[name], s.cached[name])
+                        parts = [part for part in both if part is not None]
+                        union[name] = np.unique(np.concatenate(parts))[:limit] if parts else None
         return LearnedRows(merged)
 
     def get_state(self) -> list[dict[str, Any]]:
@@ -283,15 +288,3 @@ def _of_view(view: FeatureSetView) -> _Set:
     fs, rows = view.source, _mask_of(view)
     names = [str(view.label)] if view.label in fs.available_splits else []
     return _Set(fs.label, rows, frozenset(names), fs)
-
-
-def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the union of the hashes of two records."""
-
-    def both(name: str) -> Array | None:
-        parts = [part for part in (one[name], other[name]) if part is not None]
-        return np.unique(np.concatenate(parts)) if parts else None
-
-    content = both("content")
-    content = None if content is None else content[:SKETCH]
-    return {"fingerprint": one["fingerprint"], "ids": both("ids"), "content": content}

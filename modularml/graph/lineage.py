@@ -60,7 +60,14 @@ class RawColumns(Mapping[str, Array]):
         self._columns, self._rows = columns, rows
         self._converted: dict[str, Array] = {}
         n = getattr(columns, "n_rows", None)  # known for frames, without reading them
-        lengths = {} if n is not None else {key: _length(columns[key], key) for key in columns}
+        lengths: dict[str, int] = {}
+        for key, values in columns.items() if n is None else ():
+            if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+                raise DataError(
+                    f"column {key!r} must hold one value per row, got {values!r}; pass lists, also "
+                    f"for one row: {{{key!r}: [{values!r}], ...}}"
+                )
+            lengths[key] = len(values)
         check_lengths(lengths)
         n = next(iter(lengths.values()), 0) if n is None else n
         self.n_rows = n if rows is None else len(rows)
@@ -117,15 +124,6 @@ class RawColumns(Mapping[str, Array]):
         return len(self._columns)
 
 
-def _length(values: Any, key: str) -> int:
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-        raise DataError(
-            f"column {key!r} must hold one value per row, got {values!r}; pass lists, also for one "
-            f"row: {{{key!r}: [{values!r}], ...}}"
-        )
-    return len(values)
-
-
 def lineages_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], ColumnLineage]:
     """Return the lineage of each node's features, targets and tags.
 
@@ -137,7 +135,15 @@ def lineages_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], ColumnLin
     lineages: dict[tuple[str, str], ColumnLineage] = {}
     for node in nodes:
         for domain in ("features", "targets", "tags"):
-            parts = [_lineage_in(node, ref, domain, lineages) for ref in node.upstream_refs]
+            parts: list[ColumnLineage] = []
+            for ref in node.upstream_refs:
+                if isinstance(ref, FeatureSetReference):
+                    columns = ref.columns(domain)
+                    parts.append(
+                        SourceColumns(Source(node.node_id, ref), columns) if columns else None
+                    )
+                else:
+                    parts.append(lineages.get((resolve_id(ref), domain)))
             lineages[node.node_id, domain] = node.flow(domain, parts)
         if (names := as_list(getattr(node, "targets", None))) and lineages[
             node.node_id, "features"
@@ -168,15 +174,6 @@ def _named_targets(
             return SourceColumns(leaf.source, tuple(map(str, columns)))
         available += [name for name, spec in schema.columns.items() if spec.domain == "targets"]
     raise UnknownNameError(f"targets of node {node.label!r}", ", ".join(names), available)
-
-
-def _lineage_in(
-    node: ComputeNode, ref: Any, domain: str, lineages: Mapping[Any, ColumnLineage]
-) -> ColumnLineage:
-    if not isinstance(ref, FeatureSetReference):
-        return lineages.get((resolve_id(ref), domain))
-    columns = ref.columns(domain)
-    return SourceColumns(Source(node.node_id, ref), columns) if columns else None
 
 
 def resolve_id(ref: Any) -> str:

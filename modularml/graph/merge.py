@@ -149,11 +149,14 @@ class MergeNode(ComputeNode):
     def set_upstream_refs(self, refs: Sequence[UpstreamLike]) -> None:
         """Replace the inputs; targets taken from one input then come from its replacement."""
         new_refs = [as_reference(ref, self.context, self.label) for ref in refs]
-        strategies = self._strategies
-        self._strategies = {
-            domain: _moved_strategy(how, self._upstream_refs, new_refs)
-            for domain, how in strategies.items()
-        }
+        strategies, labels = self._strategies, [ref.node_label for ref in self._upstream_refs]
+        self._strategies = dict(strategies)
+        for domain, how in strategies.items():
+            if not isinstance(how, ExperimentNodeReference) or how.node_label not in labels:
+                continue
+            kept = any(ref.node_label == how.node_label for ref in new_refs)
+            if not kept and len(labels) == len(new_refs):
+                self._strategies[domain] = new_refs[labels.index(how.node_label)]
         try:
             super().set_upstream_refs(new_refs)
         except Exception:
@@ -188,9 +191,16 @@ class MergeNode(ComputeNode):
         backend = backend_of(values[0])
         adapter = adapter_for(Backend.SCIKIT if backend is Backend.NONE else backend)
         if not includes_batch_dim:
-            merged = self._merge_with(adapter, domain, [v[None] for v in values])[0]
+            values = [v[None] for v in values]
+        strategy = self._strategies.get(domain)
+        if domain == "features":
+            merged = self.merge_features(adapter, values)
+        elif strategy is MergeStrategy.MEAN:
+            check_equal(values)
+            merged = adapter.mean(values)
         else:
-            merged = self._merge_with(adapter, domain, values)
+            merged = self._concatenated(adapter, values, strategy)
+        merged = merged if includes_batch_dim else merged[0]
         return merged if fmt is None else convert_array(merged, fmt)
 
     @abstractmethod
@@ -241,15 +251,6 @@ class MergeNode(ComputeNode):
 
     def _shape_of(self, shapes: Sequence[Shape]) -> Shape:
         return tuple(self.apply_merge([np.zeros((1, *shape)) for shape in shapes]).shape[1:])
-
-    def _merge_with(self, adapter: Any, domain: str, values: list[Any]) -> Any:
-        if domain == "features":
-            return self.merge_features(adapter, values)
-        strategy = self._strategies[domain]
-        if strategy is MergeStrategy.MEAN:
-            check_equal(values)
-            return adapter.mean(values)
-        return self._concatenated(adapter, values, strategy)
 
     def _concatenated(self, adapter: Any, values: list[Any], how: Any) -> Any:
         axis = batch_axis(how, values)
@@ -334,20 +335,6 @@ def _strategy(name: str, value: Any, label: str) -> StrategyType:
     raise ConfigError(
         f"{name} must be an axis, 'first', 'last', 'mean' or a reference, got {value!r}"
     )
-
-
-def _moved_strategy(
-    strategy: StrategyType,
-    before: Sequence[ExperimentNodeReference],
-    after: Sequence[ExperimentNodeReference],
-) -> StrategyType:
-    """Return the replacement of an input that a strategy refers to."""
-    if not isinstance(strategy, ExperimentNodeReference) or len(before) != len(after):
-        return strategy
-    if any(ref.node_label == strategy.node_label for ref in after):
-        return strategy
-    indices = [i for i, ref in enumerate(before) if ref.node_label == strategy.node_label]
-    return after[indices[0]] if indices else strategy
 
 
 def _axis(name: str, value: StrategyType) -> int:

@@ -252,18 +252,14 @@ class ConcatNode(MergeNode):
 
     def _concatenated(self, adapter: Any, values: list[Any], how: Any) -> Any:
         if self.pad_inputs:
-            values = self._padded(adapter, values, batch_axis(how, values))
+            axis, given, values = batch_axis(how, values), values, []
+            size = [0] + [max(v.shape[i] for v in given) for i in range(1, given[0].ndim)]
+            for v in given:
+                widths = [
+                    (0, 0) if i in (0, axis) else (0, size[i] - v.shape[i]) for i in range(v.ndim)
+                ]
+                values.append(adapter.pad(v, widths, self.pad_mode.value, self.pad_value))
         return super()._concatenated(adapter, values, how)
-
-    def _padded(self, adapter: Any, values: list[Any], axis: int) -> list[Any]:
-        size = [0] + [max(v.shape[i] for v in values) for i in range(1, values[0].ndim)]
-        padded = []
-        for v in values:
-            widths = [
-                (0, 0) if i in (0, axis) else (0, size[i] - v.shape[i]) for i in range(v.ndim)
-            ]
-            padded.append(adapter.pad(v, widths, self.pad_mode.value, self.pad_value))
-        return padded
 
 
 function_registry: Registry[Callable[..., Any]] = Registry(

@@ -12,6 +12,7 @@ from modularml.audit import AuditWarning
 from modularml.config import Configurable, Stateful, decode, encode
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.formats import ARRAY_FORMATS, convert_array
 from modularml.data.packing import packed_without_rows
 from modularml.errors import MMLKindError
 from modularml.graph.export import export
@@ -28,7 +29,7 @@ from modularml.graph.files import (
     write_graph,
 )
 from modularml.graph.node import GraphNode
-from modularml.graph.predict import predict
+from modularml.graph.predict import format_of, predictions
 from modularml.graph.steps import GraphSteps
 from modularml.graph.summary import GraphSummary, draw, summarize
 from modularml.io import limits
@@ -142,16 +143,17 @@ class ModelGraph(GraphSteps, ContextYaml, Configurable, Stateful):
         """
         with self._ctx_of_run():
             self._warn_of_learned_rows(data)
-            return predict(
-                self,
-                data,
-                node=node,
-                batch_size=batch_size,
-                unscale=unscale,
-                fmt=fmt,
-                decode=decode,
-                tags=tags,
-            )
+            form, outputs = format_of(fmt, tags=tags), {}
+            for prediction in predictions(
+                self, data, node=node, batch_size=batch_size, allow_missing=True
+            ):
+                values = prediction.values(unscale=unscale, decode=decode)
+                if form in ARRAY_FORMATS:
+                    outputs[prediction.label] = convert_array(values, form)
+                else:
+                    columns = prediction.named(values, decode=decode)
+                    outputs[prediction.label] = prediction.table(columns, form, tags=tags)
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
     def export(
         self,

@@ -19,7 +19,7 @@ from modularml.backends.layouts import (
 )
 from modularml.config import decode, encode
 from modularml.data.execution import ExecutionContext
-from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
+from modularml.data.lineage import ColumnLineage, MergedColumns
 from modularml.errors import (
     ConfigError,
     GraphError,
@@ -154,8 +154,7 @@ class ModelNode(WeightedNode):
         if isinstance(upstream_ref, Mapping):
             self.input_names, refs = list(map(str, upstream_ref)), list(upstream_ref.values())
         self.reads_several = isinstance(refs, list | tuple)
-        if not isinstance(refs, list | tuple):
-            refs = [refs]
+        refs = list(refs) if self.reads_several else [refs]
         if self.reads_several and not self._model.reads_several:
             raise GraphError(
                 f"node {label!r} holds a {self._model.shown_name}, which reads one input, got "
@@ -226,15 +225,13 @@ class ModelNode(WeightedNode):
         if None in shapes:
             return self._model.build_unread(wanted, force=force)
         shape = self._arranged(shapes)
-        if not self.reads_several:
-            layout = self.input_layout
-            built = laid_out(shape, layout) if layout else self._model.declared_input(shape)
-            if layout is not None:
-                self.build_model(built, wanted, force=force)
-                return self.output_shape
-            if built not in (None, shape):
+        if self.input_layout is not None:
+            shape = laid_out(shape, self.input_layout)
+        elif not self.reads_several:
+            declared = self._model.declared_input(shape)
+            if declared not in (None, shape):
                 with suppress(ShapeError):  # else it is built for the shape as it comes
-                    self.build_model(built, wanted, force=force)
+                    self.build_model(declared, wanted, force=force)
                     return self.output_shape
         self.build_model(tuple(shape) if isinstance(shape, list) else shape, wanted, force=force)
         return self.output_shape
@@ -269,7 +266,6 @@ class ModelNode(WeightedNode):
         columns = {
             (leaf.source.ref.node_label, leaf.columns): None
             for part in parts
-            if isinstance(part, SourceColumns | MergedColumns)
             for leaf in source_columns_of(part)
         }
         if domain == "targets" and self.targets is None and len(columns) > 1:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from modularml._optional import require
-from modularml._typing import Array, Shape
+from modularml._typing import Array
 from modularml.backends.distributions import VARIANCE
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import ColumnLineage, SourceColumns
@@ -147,9 +147,7 @@ def pairings(
                 flow = pick_column(applied, others[0], lineages, asked)
             except UnknownNameError:  # a scaler may make it yet
                 continue
-        columns = tuple(
-            c.rpartition(".")[0] for leaf in source_columns_of(flow) for c in leaf.columns
-        )
+        columns = _keys_of(flow)
         applied.loss.resolve(frameworks[on.node_id])
         scores = CLASS_INDEX | SHARES | CLASS_SET | MARGINS
         pairing = columns, applied.loss.kind in scores, applied.loss.labels
@@ -175,9 +173,19 @@ def unit_flows(
     truth = {(node_id, "truth"): flow} if compared else {}
     scores = not getattr(model, "predicts_targets", True) or (paired is not None and paired[1])
     scores = scores or any(map(is_encoded, source_columns_of(flow)))
-    if scores or not names or (paired is None and _is_read(node)):
+    nodes = node.context.available_computenodes.values()
+    if (
+        scores
+        or not names
+        or (
+            # whether another node of the context reads this one
+            paired is None
+            and any(ref.node_label == node.label for other in nodes for ref in other.node_refs)
+        )
+    ):
         return {**truth, (node_id, "outputs"): None}
-    sizes = [len(leaf.columns) * math.prod(_shape(leaf)) for leaf in source_columns_of(flow)]
+    leaves = [(i, i.source.ref.resolve().collection.schema) for i in source_columns_of(flow)]
+    sizes = [len(i.columns) * math.prod(schema[i.columns[0]].shape) for i, schema in leaves]
     width, one = math.prod(node.output_shape or ()), len(set(names)) == 1
     fits = width in {*sizes, sum(sizes)}
     if paired is not None and paired[2]:
@@ -192,14 +200,9 @@ def unit_flows(
     return {**truth, (node_id, "outputs"): None}
 
 
-def _is_read(node: ComputeNode) -> bool:
-    """Return whether another node of the context reads this one."""
-    nodes = node.context.available_computenodes.values()
-    return any(ref.node_label == node.label for other in nodes for ref in other.node_refs)
-
-
-def _shape(leaf: SourceColumns) -> Shape:
-    return leaf.source.ref.resolve().collection.schema[leaf.columns[0]].shape  # type: ignore[no-any-return]
+def _keys_of(flow: ColumnLineage) -> tuple[str, ...]:
+    """Return the columns of a lineage as ``domain.key``."""
+    return tuple(c.rpartition(".")[0] for leaf in source_columns_of(flow) for c in leaf.columns)
 
 
 def _columns_of(
@@ -209,9 +212,7 @@ def _columns_of(
     lineages: Mapping[tuple[str, str], ColumnLineage],
 ) -> ColumnLineage:
     """Return columns named ``domain.key``, in the representation of the node's inputs."""
-    if tuple(
-        c.rpartition(".")[0] for leaf in source_columns_of(default) for c in leaf.columns
-    ) == tuple(names):
+    if _keys_of(default) == tuple(names):
         return default
     for leaf in source_columns_of(lineages[node.node_id, "features"]):
         schema = leaf.source.ref.resolve().collection.schema
@@ -362,10 +363,8 @@ def class_labels(flow: ColumnLineage) -> Array | None:
         return None
     fs, name = sources[0].source.ref.resolve(), sources[0].columns[0]
     if (encoder := _encoder(fs, name)) is not None:
-        classes: Array = (
-            encoder.classes_ if hasattr(encoder, "classes_") else encoder.categories_[0]
-        )
-        return classes
+        has_classes = hasattr(encoder, "classes_")
+        return np.asarray(encoder.classes_ if has_classes else encoder.categories_[0])
     values = fs.collection.numpy(name)
     return np.unique(values) if values.ndim == 1 else None
 

@@ -12,7 +12,7 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml._warning import warn
 from modularml.data.batch import as_numpy
-from modularml.data.formats import ARRAY_FORMATS, DataFormat, convert, convert_array
+from modularml.data.formats import ARRAY_FORMATS, DataFormat, convert
 from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
 from modularml.data.schema import RAW
 from modularml.errors import ConfigError, DataError, NotFittedError, UnknownNameError
@@ -31,38 +31,9 @@ from modularml.graph.outputs import (
 from modularml.graph.prediction_rows import RowReader, readers_of, row_columns
 from modularml.graph.steps import GraphSteps
 
-__all__ = ["Prediction", "format_of", "predict", "predictions"]
+__all__ = ["Prediction", "format_of", "predictions"]
 
 ROWS = 8192
-
-
-def predict(
-    graph: GraphSteps,
-    data: Any,
-    *,
-    node: Any,
-    batch_size: int | None,
-    unscale: bool,
-    fmt: str,
-    decode: bool = False,
-    tags: bool = False,
-) -> Any:
-    """Return a graph's outputs for a FeatureSet, view, frame, dict or array.
-
-    See `ModelGraph.predict`.
-    """
-    form = format_of(fmt, tags=tags)
-    outputs = {}
-    for prediction in predictions(
-        graph, data, node=node, batch_size=batch_size, allow_missing=True
-    ):
-        values = prediction.values(unscale=unscale, decode=decode)
-        if form in ARRAY_FORMATS:
-            outputs[prediction.label] = convert_array(values, form)
-        else:
-            columns = prediction.named(values, decode=decode)
-            outputs[prediction.label] = prediction.table(columns, form, tags=tags)
-    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
 def format_of(fmt: str | DataFormat, **options: Any) -> DataFormat:

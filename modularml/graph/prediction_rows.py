@@ -68,9 +68,13 @@ def readers_of(
     readers = {label: RowReader(rows) for label, rows in passed.items()}
     missing = [label for label in by_label if label not in passed]
     reference_view = next((r.view for r in readers.values() if r.view is not None), None)
-    readers |= {
-        label: RowReader(_matching_rows(by_label[label], reference_view)) for label in missing
-    }
+    for label in missing:  # the rows for the same samples, or all if some lack
+        rows = by_label[label].to_view()
+        if reference_view is not None and len(reference_view):
+            same = reference_view.take_intersection(rows)
+            if len(same) >= len(reference_view):
+                rows = rows.take_sample_uuids(reference_view.get_sample_uuids())
+        readers[label] = RowReader(rows)
     meetings = meetings_of(nodes, ())
     sources = list(dict.fromkeys(s for m in meetings for s in m.sources))
     labels = list(readers)
@@ -106,27 +110,16 @@ def _rows_by_label(data: Any, sets: Mapping[str, FeatureSet]) -> dict[str, Any] 
     return None
 
 
-def _matching_rows(fs: FeatureSet, reference_view: FeatureSetView | None) -> FeatureSetView:
-    """Return the rows of a FeatureSet for the same samples, or all if some lack."""
-    all_rows = fs.to_view()
-    if reference_view is None:
-        return all_rows
-    same = reference_view.take_intersection(all_rows)
-    if len(same) < len(reference_view) or not len(reference_view):
-        return all_rows
-    return all_rows.take_sample_uuids(reference_view.get_sample_uuids())
-
-
 class RowReader:
     """Reads columns for the slots of a plan from the user's data."""
 
     def __init__(self, data: Any, index: Any = None) -> None:
         self.view = _as_view(data)
         self.source = None if self.view is None else self.view.source
-        self.raw = None
+        self.raw = RawColumns({})  # empty for a view
         if self.view is None:
             self.raw = data if isinstance(data, RawColumns) else RawColumns.of(data)
-        self.n_rows = self.raw.n_rows if self.raw is not None else len(self.view or ())
+        self.n_rows = self.raw.n_rows if self.view is None else len(self.view)
         frame_index = getattr(data, "index", None)
         self.index = (
             frame_index
@@ -138,7 +131,7 @@ class RowReader:
         """Return the rows as a table to be joined."""
         if self.view is not None:
             return table_of(self.view, is_sample=is_sample, label=label)
-        raw = self.raw or RawColumns({})
+        raw = self.raw
         if "" in raw:
             raise DataError(f"rows of {label!r} are an array; pass a frame or a dict of columns")
         return Table(
@@ -150,7 +143,7 @@ class RowReader:
         if self.view is not None:
             return RowReader(self.view.take(rows))
         index = None if self.index is None else self.index[rows]
-        return RowReader(None if self.raw is None else self.raw.taken(rows), index)
+        return RowReader(self.raw.taken(rows), index)
 
     def tags(self, label: str) -> dict[str, Array]:
         """Return the available tags of the rows, by key."""
@@ -158,9 +151,8 @@ class RowReader:
             own: dict[str, Array] = self.view.get_tags() if self.view.get_tag_keys() else {}
             return own
         fs: Any = ExperimentContext.get_active().get_node(label=label)
-        keys = [name for name in fs.get_tag_keys(False, False) if name in (self.raw or {})]
-        raw = self.raw or RawColumns({})
-        return {key: raw.with_missing(key) for key in keys}
+        keys = [name for name in fs.get_tag_keys(False, False) if name in self.raw]
+        return {key: self.raw.with_missing(key) for key in keys}
 
     def named(self, name: str) -> Array | None:
         """Return a column by its key or full name; None if there is none.
@@ -168,9 +160,8 @@ class RowReader:
         Missing values of a table's columns are NaN in floats, else None.
         """
         if self.view is None:
-            raw = self.raw or RawColumns({})
-            keys = [part for part in (name, *name.split(".")[1:2]) if part in raw]
-            return raw.with_missing(keys[0]) if keys else None
+            keys = [part for part in (name, *name.split(".")[1:2]) if part in self.raw]
+            return self.raw.with_missing(keys[0]) if keys else None
         try:
             full_name = select_one(self.view.collection.schema, name)
         except UnknownNameError:
@@ -182,14 +173,14 @@ class RowReader:
         """Return whether the rows have a column, by its full name."""
         if self.view is not None:
             return name in self.view.collection.schema.columns
-        return name.split(".")[1] in (self.raw or {})
+        return name.split(".")[1] in self.raw
 
     @property
     def column_names(self) -> list[str]:
         """Names of the columns of the rows."""
         if self.view is not None:
             return list(self.view.collection.schema.columns)
-        return list(self.raw or {})
+        return list(self.raw)
 
     def values(self, fs: FeatureSet, names: tuple[str, ...]) -> Array:
         """Return columns of a FeatureSet for all rows, shape (n, n_columns, ...).
@@ -199,9 +190,9 @@ class RowReader:
         if self.view is not None and self._stores(fs, names):
             table, rows = self.view.collection, self.view.valid_indices
             return stack({name: table.numpy(name)[rows] for name in names})
-        is_table = self.raw is not None and "" not in self.raw
+        is_table = self.view is None and "" not in self.raw
         if is_table and all(name.endswith(f".{RAW}") for name in names):
-            schema, raw = fs.collection.schema, self.raw or RawColumns({})
+            schema, raw = fs.collection.schema, self.raw
             columns = {name: raw.with_missing(name.split(".")[1]) for name in names}
             return stack({n: in_shape(values, schema[n].shape) for n, values in columns.items()})
         return stack(self._transformed(fs, names))
@@ -259,8 +250,11 @@ class RowReader:
     def raw_columns(self, fs: FeatureSet, names: Iterable[str]) -> dict[str, Array]:
         """Return the raw columns, by key, that columns of a FeatureSet are computed from."""
         keys = [name.split(".")[1] for name in names]
-        partners = _with_partners(fs, keys)
-        if self.raw is not None and "" in self.raw and partners == keys and len(keys) > 1:
+        partners = list(keys)  # and the keys scaled together with them
+        for record in fs.scaler_records:
+            if set(record.keys) & set(partners):
+                partners = list(dict.fromkeys([*partners, *record.keys]))
+        if "" in self.raw and partners == keys and len(keys) > 1:
             raw = fs.collection.schema.raw
             for key in {raw[k].shape: k for k in keys if k in raw}.values():
                 _unstacked(self.raw[""], key, keys, fs)  # checks the shape
@@ -272,8 +266,8 @@ class RowReader:
             domain = fs.collection.schema.domain_of(mask)
             if self.view is not None and f"{domain}.{mask}.{RAW}" in self.view.collection.names:
                 needed[mask] = self.view.column(f"{domain}.{mask}.{RAW}")
-            elif mask in (self.raw or {}):
-                needed[mask] = (self.raw or {})[mask]
+            elif mask in self.raw:
+                needed[mask] = self.raw[mask]
         for name in {n for r in fs.scaler_records if set(r.keys) & set(needed) for n in r.per}:
             key = name.split(".")[1]
             needed = self._raw([key], keys, fs) | needed
@@ -281,7 +275,7 @@ class RowReader:
 
     def _transformed(self, fs: FeatureSet, names: tuple[str, ...]) -> dict[str, Array]:
         needed = self.raw_columns(fs, names)
-        bare = None if self.raw is None or "" not in self.raw else self.raw[""].dtype
+        bare = self.raw[""].dtype if "" in self.raw else None
         is_read = bare is None or (bare.kind in "iuf" and bare.isnative)
         newest = newest_of(fs, needed) if is_read else fs.transform_new(needed)
         keys = [name.split(".")[1] for name in names]
@@ -295,30 +289,31 @@ class RowReader:
         schema = fs.collection.schema
         if self.view is not None:
             return {key: self.view.column(schema.raw[key].name) for key in wanted}
-        raw = self.raw or RawColumns({})
+        raw = self.raw
         if "" in raw:  # a bare array: the columns in order, stacked on axis 1
             return {key: _unstacked(raw[""], key, keys, fs) for key in wanted}
         columns, masks, specs = dict[str, Array](), set(schema.masks.values()), schema.raw
         if missing := [key for key in wanted if key not in raw]:
-            raise self._lacks(missing)
+            known = list(raw)
+            near = get_close_matches(missing[0], known, n=3) or sorted(known)[:10]
+            shown = ", ".join(map(repr, missing[:10])) + ", ..." * (len(missing) > 10)
+            raise DataError(
+                f"data lacks the column{'s' * (len(missing) > 1)} {shown}, which the graph reads; "
+                f"it has {len(known)} "
+                f"columns, such as {near}. Rename columns that have another name"
+            ).with_code("MML-506")
         for key in wanted:
             spec, values = specs[key], raw[key]
             if values.ndim > 1 or spec.shape:
                 values = in_shape(values, spec.shape)
-            if values.dtype != spec.dtype:
-                _check_kind(key, values, spec.dtype)
+            holds, wanted_kind = KINDS.get(values.dtype.kind), KINDS.get(spec.dtype.kind)
+            if holds != wanted_kind and len(values):
+                raise DataError(
+                    f"column {key!r} holds {holds}, such as {values.ravel()[0]!r}, but "
+                    f"{wanted_kind} in the FeatureSet that the graph was built for; convert it"
+                )
             columns[key] = values.astype(bool) if key in masks else values
         return columns
-
-    def _lacks(self, keys: Sequence[str]) -> DataError:
-        known = list(self.raw or {})
-        near = get_close_matches(keys[0], known, n=3) or sorted(known)[:10]
-        shown = ", ".join(map(repr, keys[:10])) + ", ..." * (len(keys) > 10)
-        return DataError(
-            f"data lacks the column{'s' * (len(keys) > 1)} {shown}, which the graph reads; "
-            f"it has {len(known)} "
-            f"columns, such as {near}. Rename columns that have another name"
-        ).with_code("MML-506")
 
 
 KINDS = {
@@ -327,16 +322,6 @@ KINDS = {
     **dict.fromkeys("mM", "times"),
 }
 """What columns hold, by the kind of their dtype."""
-
-
-def _check_kind(key: str, values: Array, dtype: np.dtype[Any]) -> None:
-    """Refuse text for numbers, and the like."""
-    holds, wanted = KINDS.get(values.dtype.kind), KINDS.get(dtype.kind)
-    if holds != wanted and len(values):
-        raise DataError(
-            f"column {key!r} holds {holds}, such as {values.ravel()[0]!r}, but {wanted} in the "
-            "FeatureSet that the graph was built for; convert it"
-        )
 
 
 def _as_view(data: Any) -> FeatureSetView | None:
@@ -356,15 +341,6 @@ def _check_casts(slot: InputSlot, columns: Mapping[str, Array], together: Array)
             return
     for name, values in columns.items():
         check_cast(slot.adapter, slot.dtype, values, name)
-
-
-def _with_partners(fs: FeatureSet, keys: list[str]) -> list[str]:
-    """Return the keys and those scaled together with them."""
-    partners = dict.fromkeys(keys)
-    for record in fs.scaler_records:
-        if set(record.keys) & set(partners):
-            partners.update(dict.fromkeys(record.keys))
-    return list(partners)
 
 
 def _unstacked(values: Array, key: str, keys: list[str], fs: FeatureSet) -> Array:

@@ -201,7 +201,16 @@ def check_side_by_side(meetings: Sequence[Meeting], inputs: Mapping[Source, Any]
     DataError
         With the first row that does not match, or the missing key.
     """
-    views = {s: by_role for s, value in inputs.items() if (by_role := _views(s, value))}
+    views: dict[Source, dict[str, FeatureSetView]] = {}  # by role, as far as ids identify rows
+    for source, value in inputs.items():
+        if isinstance(value, BatchView):
+            views[source] = {role: value.view(role) for role in value.roles}
+            continue
+        data = value.role_data if isinstance(value, Batch) else value
+        samples = data if isinstance(data, RoleData) else {DEFAULT_ROLE: data}
+        ids = {r: getattr(own, "sample_uuids", None) for r, own in samples.items()}
+        fs = source.ref.resolve()
+        views[source] = {r: fs.take_sample_uuids(i) for r, i in ids.items() if i is not None}
     for role in dict.fromkeys(role for by_role in views.values() for role in by_role):
         of_role = {s: by_role[role] for s, by_role in views.items() if role in by_role}
         restricted = []
@@ -209,17 +218,6 @@ def check_side_by_side(meetings: Sequence[Meeting], inputs: Mapping[Source, Any]
             branches = (tuple(s for s in branch if s in of_role) for branch in meeting.branches)
             restricted.append(replace(meeting, branches=tuple(filter(None, branches))))
         _check_rows([m for m in restricted if len(m.sources) > 1], of_role)
-
-
-def _views(source: Source, value: Any) -> dict[str, FeatureSetView]:
-    """Return the rows of an input by role, as far as sample ids identify them."""
-    if isinstance(value, BatchView):
-        return {role: value.view(role) for role in value.roles}
-    data = value.role_data if isinstance(value, Batch) else value
-    samples = data if isinstance(data, RoleData) else {DEFAULT_ROLE: data}
-    ids = {r: getattr(own, "sample_uuids", None) for r, own in samples.items()}
-    fs = source.ref.resolve()
-    return {r: fs.take_sample_uuids(own) for r, own in ids.items() if own is not None}
 
 
 def _check_rows(meetings: Sequence[Meeting], views: Mapping[Source, FeatureSetView]) -> None:

@@ -266,10 +266,14 @@ class Segment:
         With `chunk`, nodes get that many rows at a time, and losses all of them.
         """
         if self.eager:
-            return self._run
-        return self.adapter.eval_step(self.compute) if chunk is None else self._in_chunks(chunk)
 
-    def _in_chunks(self, chunk: int) -> StepFunction:
+            def run(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+                with self.adapter.no_grad():
+                    return self.compute(inputs)[1:]
+
+            return run
+        if chunk is None:
+            return self.adapter.eval_step(self.compute)
         adapter, first = self.adapter, len(self.takes)
         forward = adapter.eval_step(lambda inputs: (None, (), self._forward(inputs)[first:]))
 
@@ -286,10 +290,6 @@ class Segment:
             return losses_of([*inputs, *outputs])
 
         return step
-
-    def _run(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-        with self.adapter.no_grad():
-            return self.compute(inputs)[1:]
 
 
 class Program:

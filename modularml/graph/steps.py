@@ -276,11 +276,16 @@ class GraphSteps(NodeGraph):
                 running = [applied for applied, _ in on]
                 with paired(nodes, running, roles, training=training):
                     optimizers = self._shared.of_nodes(nodes, on, only, self) if training else {}
+                    detached = set[str]()  # after these nodes gradients stop
+                    if training and only is not None:
+                        detached = {n.node_id for n in nodes if n is not only}
+                    elif training and self.optimizer is None:
+                        detached = {node.node_id for _, node in on}
                     compiler = Compiler(
                         nodes,
                         roles,
                         training=training,
-                        detach_after=self._detached(nodes, on, only) if training else (),
+                        detach_after=detached,
                         learners=learners(nodes if training and only is None else (), fits),
                         weighted=weighted,
                         compiles=options.compile,
@@ -430,14 +435,3 @@ class GraphSteps(NodeGraph):
         models = [n for n in nodes if isinstance(n, ModelNode)]
         optimizers = [self.optimizer, *(n.optimizer for n in models)] if training else []
         return PlanKey.of(nodes, losses, [o for o in optimizers if o is not None])
-
-    def _detached(
-        self,
-        nodes: Sequence[ComputeNode],
-        losses: Iterable[tuple[AppliedLoss, ComputeNode]],
-        only: ModelNode | None,
-    ) -> set[str]:
-        """Return the nodes after which gradients stop."""
-        if only is not None:
-            return {n.node_id for n in nodes if n is not only}
-        return {node.node_id for _, node in losses} if self.optimizer is None else set()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modularml._optional import require
 from modularml._typing import Shape
@@ -62,7 +62,14 @@ def draw(
         for ref, shape in zip(node.upstream_refs, input_shapes(node, nodes), strict=True):
             if isinstance(ref, FeatureSetReference):
                 fs = ref.resolve()
-                boxes.setdefault(fs.node_id, _featureset(fs, domains, show_splits))
+                lines = [f"{fs.n_samples:,} rows"]
+                for domain, keys in ((d, fs.collection.schema.keys(d)) for d in domains):
+                    shown = f"{', '.join(keys[:6])}{', ...' if len(keys) > 6 else ''}"
+                    lines += [f"{domain}: {shown}"] if keys else []
+                if show_splits:
+                    lines += [f"{name}: {view.n_samples:,}" for name, view in fs.splits.items()]
+                box = DiagramNode(fs.node_id, fs.label, tuple(lines), kind="featureset")
+                boxes.setdefault(fs.node_id, box)
                 edges.append(DiagramEdge(fs.node_id, node.node_id, shape_text(shape)))
             else:
                 above = nodes[resolve_id(ref)]
@@ -92,18 +99,6 @@ def _box(node: ComputeNode, show_frozen: bool) -> DiagramNode:
     lines += ["frozen"] if frozen else []
     kind = _KINDS.get(node.backend.value, "node")
     return DiagramNode(node.node_id, node.label, tuple(lines), kind=kind, dimmed=frozen)
-
-
-def _featureset(fs: Any, domains: tuple[str, ...], show_splits: bool) -> DiagramNode:
-    lines = [f"{fs.n_samples:,} rows"]
-    for domain in domains:
-        keys = fs.collection.schema.keys(domain)
-        lines += (
-            [f"{domain}: {', '.join(keys[:6])}{', ...' if len(keys) > 6 else ''}"] if keys else []
-        )
-    if show_splits:
-        lines += [f"{name}: {view.n_samples:,}" for name, view in fs.splits.items()]
-    return DiagramNode(fs.node_id, fs.label, tuple(lines), kind="featureset")
 
 
 _COUNTS = ("parameters", "trainable")

@@ -109,7 +109,12 @@ def in_segments(
         above[on] |= set(others) - {on}
     group = _joined(above, backends)
     try:
-        depth = _depths(group, above)
+        before: dict[str, set[str]] = {name: set() for name in group.values()}
+        for i, many in above.items():
+            before[group[i]] |= {group[a] for a in many} - {group[i]}
+        depth: dict[str, int] = {}
+        for name in graphlib.TopologicalSorter(before).static_order():
+            depth[name] = max((depth[b] + 1 for b in before[name]), default=0)
         return _grouped(ids, {i: (depth[group[i]], backends[i]) for i in ids})
     except graphlib.CycleError:
         crossed: dict[str, int] = {}
@@ -140,17 +145,6 @@ def _joined(above: Mapping[str, Iterable[str]], backends: Mapping[str, Backend])
             if backends[i] is backends[a]:
                 parent[root(i)] = root(a)
     return {i: root(i) for i in above}
-
-
-def _depths(group: Mapping[str, str], above: Mapping[str, Iterable[str]]) -> dict[str, int]:
-    """Return the depth of each group in run order; CycleError if there is none."""
-    before: dict[str, set[str]] = {name: set() for name in group.values()}
-    for i, many in above.items():
-        before[group[i]] |= {group[a] for a in many} - {group[i]}
-    depth: dict[str, int] = {}
-    for name in graphlib.TopologicalSorter(before).static_order():
-        depth[name] = max((depth[b] + 1 for b in before[name]), default=0)
-    return depth
 
 
 def _grouped(ids: Sequence[str], keys: Mapping[str, tuple[int, Backend]]) -> list[list[str]]:

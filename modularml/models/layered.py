@@ -329,14 +329,7 @@ class ModelWrapper(LayeredModel):
                 f"model_class must be a class of {self.kind_name}, got {model_class!r}"
             )
         super().__init__()  # type: ignore[call-arg]
-        self._init_args = {
-            "model": model,
-            "model_class": model_class,
-            "model_kwargs": model_kwargs,
-            "inject_input_shape_as": inject_input_shape_as,
-            "inject_output_shape_as": inject_output_shape_as,
-            "output": output,
-        }
+        self._init_args = arguments_of(locals())
         self.inner = model
 
     def _picked(self, out: Any) -> Any:

@@ -347,9 +347,15 @@ class ScikitModelWrapper(BaseModel):
         with self._named_errors():
             out = dense(getattr(self.inner, self.method)(self._rows(features)))
             if self.method == "predict_proba" and self._labels is not None:
-                out = self._for_all_labels(out)
-        if self._output_shape is None or not self._answered:
-            self._take_shape(out)
+                seen, labels = self.inner.classes_, np.asarray(self._labels)
+                if len(seen) != len(labels):  # one column per label, also of those not in training
+                    seen_scores, out = out, np.zeros((len(out), len(labels)), out.dtype)
+                    out[:, np.searchsorted(labels, seen)] = seen_scores
+        known = self._output_shape
+        if known is None or not self._answered:
+            if known is None or out.size != len(out) * math.prod(known):
+                self._output_shape = tuple(out.shape[1:]) or (1,)
+            self._answered = self.is_fitted
         shape = (n, *(self._output_shape or ()))
         if out.size != math.prod(shape):
             raise ShapeError(
@@ -357,22 +363,6 @@ class ScikitModelWrapper(BaseModel):
                 f"{self._output_shape} before; an estimator must return outputs of one shape"
             )
         return out if out.shape == shape else out.reshape(shape)
-
-    def _take_shape(self, out: Array) -> None:
-        """Set the shape from the first outputs after a fit, unless already known."""
-        known = self._output_shape
-        if known is None or out.size != len(out) * math.prod(known):
-            self._output_shape = tuple(out.shape[1:]) or (1,)
-        self._answered = self.is_fitted
-
-    def _for_all_labels(self, out: Array) -> Array:
-        """Return one column per label of the target column, including those not in training."""
-        seen, labels = self.inner.classes_, np.asarray(self._labels)
-        if len(seen) == len(labels):
-            return out
-        padded = np.zeros((len(out), len(labels)), out.dtype)
-        padded[:, np.searchsorted(labels, seen)] = out
-        return padded
 
     def _targets(self, targets: Array | None) -> tuple[Array, ...]:
         if targets is None:

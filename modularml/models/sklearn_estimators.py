@@ -330,11 +330,6 @@ def known_shape(
     components = getattr(model, "n_components", None)
     if isinstance(components, int) and type(model).__module__.startswith("sklearn."):
         return (components,)
-    return _named_outputs(model)
-
-
-def _named_outputs(model: Any) -> Shape | None:
-    """Return the output shape of a fitted transformer from its feature names."""
     try:
         return (len(model.get_feature_names_out()),)
     except (AttributeError, ValueError, TypeError):  # not fitted, or it has no names

@@ -108,7 +108,8 @@ class TensorflowBaseModel(LayeredModel, ABC):
         assert self._input_shape is not None
         with nullcontext() if seed is None else unchanged_randomness():
             if seed is not None:
-                _seed_all(seed)
+                random.seed(seed)  # from which Keras draws seeds of layers
+                np.random.seed(seed % 2**32)  # noqa: NPY002 - an initializer may draw from it
             twin = self._twin()
             call(twin, self._zeros(self._input_shape), **self.example_mask(_ones))
         pairs = ((m.weights + _seeds(m)) for m in (self.inner, twin))
@@ -232,9 +233,3 @@ def by_name(model: Any) -> dict[str, Any]:
         twins = sum(other.split("#")[0] == name for other in named)
         named[f"{name}#{twins}" if twins else name] = v
     return named
-
-
-def _seed_all(seed: int) -> None:
-    """Seed the generators used by initializers; Keras draws layer seeds from Python's."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - a user's initializer may draw from it

@@ -1,4 +1,4 @@
-"""Models of sequences in Keras: recurrent, convolutional and attention layers."""
+"""Models in Keras: perceptrons, embeddings, and recurrent, convolutional and attention layers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from keras import layers, ops
 
 from modularml._typing import Shape
 from modularml.backends.layouts import InputShape
+from modularml.models.layered import LayerArguments
 from modularml.models.sequences import (
     CNNArguments,
     RNNArguments,
@@ -35,6 +36,21 @@ __all__ = [
 ]
 
 
+def output_layers(output_shape: Shape) -> list[Any]:
+    """Return a dense layer to an output shape."""
+    dense = layers.Dense(math.prod(output_shape))
+    return [dense, layers.Reshape(output_shape or (1,))] if len(output_shape) != 1 else [dense]
+
+
+def dense_layers(model: LayerArguments, output_shape: Shape) -> list[Any]:
+    """Return the hidden layers that the arguments of a model describe, and the output layer."""
+    hidden: list[Any] = []
+    for _ in range(model.n_layers - 1):
+        hidden += [layers.Dense(model.hidden_dim), activation_layer(model.activation)]
+        hidden += [layers.Dropout(model.dropout)] if model.dropout else []
+    return hidden + output_layers(output_shape)
+
+
 class SequentialMLP(MLPArguments, SequentialModel):  # noqa: D101 - that of its arguments
     __doc__ = f"""{MLPArguments.__doc__}
     Examples
@@ -50,12 +66,8 @@ class SequentialMLP(MLPArguments, SequentialModel):  # noqa: D101 - that of its 
     def make_sequence(self, input_shape: Shape, output_shape: Shape | None) -> list[Any]:
         """Return linear layers, activations and dropout."""
         output_shape = self.check_output(output_shape)
-        sequence: list[Any] = [layers.Flatten()] if len(input_shape) > 1 else []
-        for _ in range(self.n_layers - 1):
-            sequence += [layers.Dense(self.hidden_dim), activation_layer(self.activation)]
-            sequence += [layers.Dropout(self.dropout)] if self.dropout else []
-        sequence.append(layers.Dense(math.prod(output_shape)))
-        return sequence + ([layers.Reshape(output_shape or (1,))] if len(output_shape) != 1 else [])
+        first = [layers.Flatten()] if len(input_shape) > 1 else []
+        return [*first, *dense_layers(self, output_shape)]
 
 
 class GaussianHead(GaussianHeadArguments, TensorflowBaseModel):  # noqa: D101 - that of arguments
@@ -105,20 +117,19 @@ class TabularNetwork(keras.Model):  # type: ignore[misc]
             layers.Embedding(len(column.ids) + 1, column.width, embeddings_initializer="zeros")
             for column in self.columns
         ]
-        self.sequence: list[Any] = []
-        for _ in range(model.n_layers - 1):
-            self.sequence += [layers.Dense(model.hidden_dim), activation_layer(model.activation)]
-            self.sequence += [layers.Dropout(model.dropout)] if model.dropout else []
-        self.sequence.append(layers.Dense(math.prod(output_shape)))
-        if len(output_shape) != 1:
-            self.sequence.append(layers.Reshape(output_shape or (1,)))
+        self.sequence = dense_layers(model, output_shape)
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         values = list(x) if isinstance(x, list | tuple) else [x]
         if self.names is not None:
             values = [x[name] for name in self.names]
         flat = [ops.reshape(v, (-1, math.prod(v.shape[1:]))) for v in values]
-        rows = [_rows(column.ids, flat[column.input][:, column.place]) for column in self.columns]
+        rows = []  # of the embeddings; 0 for values that are not among the ids
+        for column in self.columns:
+            read = flat[column.input][:, column.place]
+            known = tf.cast(tf.constant(column.ids), read.dtype)
+            place = tf.minimum(tf.searchsorted(known, read), len(column.ids) - 1)
+            rows.append(tf.where(tf.gather(known, place) == read, place + 1, 0))
         parts = [layer(row) for layer, row in zip(self.embeddings, rows, strict=True)]
         dtype = self.compute_dtype
         parts += [
@@ -134,13 +145,6 @@ class TabularNetwork(keras.Model):  # type: ignore[misc]
             known = tf.reshape(known, (-1, *[1] * (len(out.shape) - 1)))
             out = tf.where(known, out, tf.constant(math.nan, out.dtype))
         return out
-
-
-def _rows(ids: Any, values: Any) -> Any:
-    """Return the row of the embedding for each value; 0 if it is not among the ids."""
-    known = tf.cast(tf.constant(ids), values.dtype)
-    place = tf.minimum(tf.searchsorted(known, values), len(ids) - 1)
-    return tf.where(tf.gather(known, place) == values, place + 1, 0)
 
 
 class SequenceModel(SequenceArguments, TensorflowBaseModel, ABC):
@@ -159,11 +163,8 @@ class SequenceModel(SequenceArguments, TensorflowBaseModel, ABC):
 
     def make_model(self, input_shape: Shape, output_shape: Shape | None) -> keras.Model:
         """Return the encoder and the linear layer as one Keras model."""
-        encoder, head = self.make_encoder(*self.sizes(input_shape)), list[Any]()
-        if output_shape is not None:
-            head.append(layers.Dense(math.prod(output_shape)))
-            if len(output_shape) != 1:
-                head.append(layers.Reshape(output_shape or (1,)))
+        encoder = self.make_encoder(*self.sizes(input_shape))
+        head = [] if output_shape is None else output_layers(output_shape)
         return SequenceNetwork(encoder, head, self)
 
 
@@ -183,7 +184,13 @@ class SequenceNetwork(keras.Model):  # type: ignore[misc]
         steps = ops.transpose(x, (0, 2, 1)) if len(x.shape) == 3 else x[:, 0]
         if mask is not None:
             self.check_mask(mask, steps)
-            steps, mask = _real_first(steps, ops.cast(mask, "bool"))
+            mask, n_steps = ops.cast(mask, "bool"), mask.shape[1]
+            # real steps come before padding, which becomes 0
+            places = ops.arange(n_steps, dtype="int32")
+            order = ops.sort(ops.where(mask, places, places + n_steps), axis=1) % n_steps
+            mask = ops.take_along_axis(mask, order, axis=1)
+            steps = ops.take_along_axis(steps, order[..., None], axis=1)
+            steps = ops.where(mask[..., None], steps, ops.zeros_like(steps))
         for layer in self.encoder:
             more = (mask,) if getattr(layer, "reads_mask", False) else ()
             steps = layer(steps, *more, training=training)
@@ -203,16 +210,6 @@ class SequenceNetwork(keras.Model):  # type: ignore[misc]
         is_last = ops.cast(places == n_real - 1, steps.dtype)
         last = ops.sum(steps * is_last[..., None], axis=1)
         return ops.where(n_real > 0, last, math.nan)
-
-
-def _real_first(steps: Any, mask: Any) -> tuple[Any, Any]:
-    """Return steps and mask with real steps before padding, which becomes 0."""
-    n_steps = mask.shape[1]
-    places = ops.arange(n_steps, dtype="int32")
-    order = ops.sort(ops.where(mask, places, places + n_steps), axis=1) % n_steps
-    mask = ops.take_along_axis(mask, order, axis=1)
-    steps = ops.take_along_axis(steps, order[..., None], axis=1)
-    return ops.where(mask[..., None], steps, ops.zeros_like(steps)), mask
 
 
 _CELLS = {"gru": layers.GRU, "lstm": layers.LSTM}
@@ -264,7 +261,14 @@ class SequentialCNN(CNNArguments, SequentialModel):  # noqa: D101 - that of its 
         self.spaces(input_shape)
         rank = len(input_shape)
         sequence = [layers.Permute((*range(2, rank + 1), 1))]
-        sequence += [part for _ in range(self.n_layers) for part in self._layer(rank)]
+        same = self.stride == 1 and 2 * self.padding == self.kernel_size - 1
+        conv, pads = _CONV[rank], "same" if same else "valid"
+        for _ in range(self.n_layers):
+            sequence += [_ZEROS[rank](self.padding)] if self.padding and not same else []
+            sequence.append(conv(self.hidden_dim, self.kernel_size, self.stride, padding=pads))
+            sequence.append(activation_layer(self.activation))
+            sequence += [_POOL[rank](self.pooling)] if self.pooling > 1 else []
+            sequence += [layers.Dropout(self.dropout)] if self.dropout else []
         sequence.append(layers.Permute((rank, *range(1, rank))))
         if output_shape is not None:
             sequence += [layers.Flatten(), layers.Dense(math.prod(output_shape))]
@@ -272,15 +276,6 @@ class SequentialCNN(CNNArguments, SequentialModel):  # noqa: D101 - that of its 
         elif self.flatten_output:
             sequence.append(layers.Flatten())
         return sequence
-
-    def _layer(self, rank: int) -> list[Any]:
-        same = self.stride == 1 and 2 * self.padding == self.kernel_size - 1
-        sequence = [_ZEROS[rank](self.padding)] if self.padding and not same else []
-        pads = "same" if same else "valid"
-        sequence.append(_CONV[rank](self.hidden_dim, self.kernel_size, self.stride, padding=pads))
-        sequence.append(activation_layer(self.activation))
-        sequence += [_POOL[rank](self.pooling)] if self.pooling > 1 else []
-        return sequence + ([layers.Dropout(self.dropout)] if self.dropout else [])
 
 
 class SequentialTCN(TCNArguments, SequenceModel):  # noqa: D101 - that of its arguments
@@ -371,18 +366,15 @@ class AttentionBlock(layers.Layer):  # type: ignore[misc]
         self.drop, self.drop_again = layers.Dropout(model.dropout), layers.Dropout(model.dropout)
 
     def call(self, x: Any, real: Any, training: bool | None = None) -> Any:
-        mixed = self.out(self._attention(self.qkv(self.norm(x)), real))
-        x = x + self.drop(mixed, training=training)
-        added = self.down(self.act(self.up(self.norm_again(x))))
-        return x + self.drop_again(added, training=training)
-
-    def _attention(self, qkv: Any, real: Any) -> Any:
+        qkv = self.qkv(self.norm(x))
         n_steps, width = qkv.shape[1:]
         parts = ops.reshape(qkv, (-1, n_steps, 3, self.n_heads, width // (3 * self.n_heads)))
-        q, k, v = (parts[:, :, i] for i in range(3))
-        q, k, v = (ops.transpose(part, (0, 2, 1, 3)) for part in (q, k, v))
+        q, k, v = (ops.transpose(parts[:, :, i], (0, 2, 1, 3)) for i in range(3))
         scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2))) / math.sqrt(q.shape[-1])
         if real is not None:
             scores = ops.where(real[:, None, None, :], scores, -math.inf)
         mixed = ops.transpose(ops.matmul(tf.nn.softmax(scores), v), (0, 2, 1, 3))
-        return ops.reshape(mixed, (-1, n_steps, width // 3))
+        mixed = self.out(ops.reshape(mixed, (-1, n_steps, width // 3)))
+        x = x + self.drop(mixed, training=training)
+        added = self.down(self.act(self.up(self.norm_again(x))))
+        return x + self.drop_again(added, training=training)

@@ -66,7 +66,10 @@ def to_recipe(model: Any) -> dict[str, Any]:
     with warnings.catch_warnings(action="ignore"):  # about functions, which are refused below
         tree = keras.saving.serialize_keras_object(model)
     try:
-        recipe: dict[str, Any] = json.loads(json.dumps(tree), object_hook=_uncompiled)
+        recipe: dict[str, Any] = json.loads(
+            json.dumps(tree),
+            object_hook=lambda item: {k: v for k, v in item.items() if k != "compile_config"},
+        )
     except TypeError as error:
         raise ConfigError(
             f"the {type(model).__name__} cannot be written as plain data: {error}"
@@ -99,22 +102,19 @@ def check_recipe(tree: Any) -> None:
         if isinstance(item, list):
             stack.extend(item)
         elif isinstance(item, dict):
-            _check(item)
+            if "class_name" in item and (_name(item) not in _ALLOWED or not item.keys() <= _KEYS):
+                raise ConfigError(
+                    f"{item['class_name']!r:.60} of {item.get('module')!r:.60} {_CLOSED}"
+                )
+            if item.get("registered_name") not in (None, item.get("class_name")):
+                raise ConfigError(f"{item['registered_name']!r:.60} {_CLOSED}")
+            for key in ("activation", "recurrent_activation"):
+                value, known = item.get(key), vars(keras.activations)
+                is_name = isinstance(value, str) and value.isidentifier()
+                is_object = isinstance(value, dict) and "class_name" in value
+                if not (value is None or is_object or (is_name and callable(known.get(value)))):
+                    raise ConfigError(f"activation {value!r:.60} {_CLOSED}")
             stack.extend(item.values())
-
-
-def _uncompiled(item: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in item.items() if key != "compile_config"}
-
-
-def _check(item: dict[str, Any]) -> None:
-    if "class_name" in item and (_name(item) not in _ALLOWED or not item.keys() <= _KEYS):
-        raise ConfigError(f"{item['class_name']!r:.60} of {item.get('module')!r:.60} {_CLOSED}")
-    if item.get("registered_name") not in (None, item.get("class_name")):
-        raise ConfigError(f"{item['registered_name']!r:.60} {_CLOSED}")
-    for key in ("activation", "recurrent_activation"):
-        if not _is_activation(item.get(key)):
-            raise ConfigError(f"activation {item[key]!r:.60} {_CLOSED}")
 
 
 _CLOSED = (
@@ -128,12 +128,6 @@ def _name(item: dict[str, Any]) -> tuple[Any, Any]:
     return (module, name) if isinstance(name, str) else (None, None)
 
 
-def _is_activation(value: Any) -> bool:
-    if isinstance(value, str):
-        return value.isidentifier() and callable(vars(keras.activations).get(value))
-    return value is None or (isinstance(value, dict) and "class_name" in value)
-
-
 class TensorflowModelWrapper(ModelWrapper, TensorflowBaseModel):  # noqa: D101 - that of what it is
     __doc__ = ModelWrapper.__doc__
 
@@ -141,7 +135,9 @@ class TensorflowModelWrapper(ModelWrapper, TensorflowBaseModel):  # noqa: D101 -
 
     @classmethod
     def _to_recipe(cls, model: Any) -> dict[str, Any]:
-        if not _is_describable(model):
+        kind = type(model)
+        of_keras = kind.__module__.startswith("keras.src.")
+        if kind is not keras.Sequential and not (kind.__name__ == "Functional" and of_keras):
             raise ConfigError("it is neither sequential nor functional")
         return to_recipe(model)
 
@@ -170,12 +166,6 @@ class TensorflowModelWrapper(ModelWrapper, TensorflowBaseModel):  # noqa: D101 -
         if isinstance(self.inner, keras.Sequential) or hasattr(self.inner, "operations"):
             return keras.models.clone_model(self.inner)
         return _rebuilt(self.inner)
-
-
-def _is_describable(model: Any) -> bool:
-    return type(model) is keras.Sequential or (
-        type(model).__name__ == "Functional" and type(model).__module__.startswith("keras.src.")
-    )
 
 
 def _rebuilt(model: Any) -> Any:

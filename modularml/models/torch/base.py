@@ -143,7 +143,10 @@ def activation_layer(name: str) -> torch.nn.Module:
     UnknownNameError
         If torch has no such activation.
     """
-    layer: torch.nn.Module = _activations()[name]()
+    known = torch.nn.modules.activation
+    classes = {n: vars(known)[n] for n in known.__all__ if n in vars(known)}
+    kinds = Registry("activation", {**classes, "linear": torch.nn.Identity})
+    layer: torch.nn.Module = kinds[name]()
     return layer
 
 
@@ -159,9 +162,3 @@ def _reset_of(name: str, module: torch.nn.Module) -> Callable[[], Any]:
             "that reinitializes them; define reset_parameters()"
         )
     return lambda: None
-
-
-def _activations() -> Any:
-    from_torch = vars(torch.nn.modules.activation)
-    found = {n: from_torch[n] for n in torch.nn.modules.activation.__all__ if n in from_torch}
-    return Registry("activation", {**found, "linear": torch.nn.Identity})

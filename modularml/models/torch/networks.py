@@ -1,4 +1,4 @@
-"""Models of sequences in torch: recurrent, convolutional and attention layers."""
+"""Models in torch: perceptrons, embeddings, and recurrent, convolutional and attention layers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from modularml._typing import Shape
 from modularml.backends.layouts import InputShape
+from modularml.models.layered import LayerArguments
 from modularml.models.sequences import (
     CNNArguments,
     RNNArguments,
@@ -34,6 +35,28 @@ __all__ = [
 ]
 
 
+def dropout_layer(rate: float) -> torch.nn.Module:
+    """Return a dropout layer, or the identity for 0."""
+    return torch.nn.Dropout(rate) if rate else torch.nn.Identity()
+
+
+def output_layers(width: int, output_shape: Shape) -> list[torch.nn.Module]:
+    """Return a linear layer to an output shape."""
+    linear = torch.nn.Linear(width, math.prod(output_shape))
+    reshapes = len(output_shape) != 1
+    return [linear, torch.nn.Unflatten(1, output_shape or (1,))] if reshapes else [linear]
+
+
+def dense_layers(model: LayerArguments, width: int, output_shape: Shape) -> list[torch.nn.Module]:
+    """Return the hidden layers that the arguments of a model describe, and the output layer."""
+    hidden: list[torch.nn.Module] = []
+    for _ in range(model.n_layers - 1):
+        hidden += [torch.nn.Linear(width, model.hidden_dim), activation_layer(model.activation)]
+        hidden += [torch.nn.Dropout(model.dropout)] if model.dropout else []
+        width = model.hidden_dim
+    return hidden + output_layers(width, output_shape)
+
+
 class SequentialMLP(MLPArguments, SequentialModel):  # noqa: D101 - that of its arguments
     __doc__ = f"""{MLPArguments.__doc__}
     Examples
@@ -45,16 +68,9 @@ class SequentialMLP(MLPArguments, SequentialModel):  # noqa: D101 - that of its 
     def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
         """Build linear layers, activations and dropout."""
         output_shape = self.check_output(output_shape)
-        layers: list[torch.nn.Module] = [torch.nn.Flatten()] if len(input_shape) > 1 else []
-        width = math.prod(input_shape)
-        for _ in range(self.n_layers - 1):
-            layers += [torch.nn.Linear(width, self.hidden_dim), activation_layer(self.activation)]
-            layers += [torch.nn.Dropout(self.dropout)] if self.dropout else []
-            width = self.hidden_dim
-        layers.append(torch.nn.Linear(width, math.prod(output_shape)))
-        if len(output_shape) != 1:
-            layers.append(torch.nn.Unflatten(1, output_shape or (1,)))
-        self.layers = torch.nn.Sequential(*layers)
+        first = [torch.nn.Flatten()] if len(input_shape) > 1 else []
+        dense = dense_layers(self, math.prod(input_shape), output_shape)
+        self.layers = torch.nn.Sequential(*first, *dense)
 
 
 class GaussianHead(GaussianHeadArguments, TorchBaseModel):  # noqa: D101 - that of its arguments
@@ -106,15 +122,7 @@ class TabularMLP(TabularArguments, TorchBaseModel):  # noqa: D101 - that of its 
         for i, places in enumerate(numbers):
             self.register_buffer(f"numbers_{i}", torch.tensor(places), persistent=False)
         width = sum(column.width for column in columns) + sum(map(len, numbers))
-        layers: list[torch.nn.Module] = []
-        for _ in range(self.n_layers - 1):
-            layers += [torch.nn.Linear(width, self.hidden_dim), activation_layer(self.activation)]
-            layers += [dropout_layer(self.dropout)] if self.dropout else []
-            width = self.hidden_dim
-        layers.append(torch.nn.Linear(width, math.prod(output_shape)))
-        if len(output_shape) != 1:
-            layers.append(torch.nn.Unflatten(1, output_shape or (1,)))
-        self.layers = torch.nn.Sequential(*layers)
+        self.layers = torch.nn.Sequential(*dense_layers(self, width, output_shape))
 
     def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
         """Return ``(n, *output_shape)`` for one tensor per input, ``(n, *input_shape)``."""
@@ -123,31 +131,19 @@ class TabularMLP(TabularArguments, TorchBaseModel):  # noqa: D101 - that of its 
         values = [named[name] for name in self._names] if self._names else list(inputs)
         flat = [value.flatten(1) for value in values]
         dtype = next(self.layers.parameters()).dtype
-        parts = [
-            embedding(self._rows(getattr(self, f"ids_{i}"), flat[place][:, at])).to(dtype)
-            for i, (embedding, (place, at)) in enumerate(
-                zip(self.embeddings, self._places, strict=True)
-            )
-        ]
+        rows = []  # of the embeddings; 0 for values that are not among the ids
+        for i, (place, at) in enumerate(self._places):
+            ids, column = getattr(self, f"ids_{i}"), flat[place][:, at]
+            known = ids.to(column.dtype)
+            row = torch.searchsorted(known, column.contiguous()).clamp(max=len(ids) - 1)
+            rows.append(torch.where(known[row] == column, row + 1, 0))
+        parts = [layer(row).to(dtype) for layer, row in zip(self.embeddings, rows, strict=True)]
         parts += [x[:, getattr(self, f"numbers_{i}")].to(dtype) for i, x in enumerate(flat)]
         out: torch.Tensor = self.layers(torch.cat(parts, dim=1))
-        if self.handle_unknown == "nan":
-            unknown = self._unknown(flat).reshape(-1, *[1] * (out.ndim - 1))
+        if self.handle_unknown == "nan" and rows:
+            unknown = (torch.stack(rows) == 0).any(dim=0).reshape(-1, *[1] * (out.ndim - 1))
             return torch.where(unknown, torch.nan, out)
         return out
-
-    def _rows(self, ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Return the row of the embedding for each value; 0 if it is not among the ids."""
-        known = ids.to(values.dtype)
-        place = torch.searchsorted(known, values.contiguous()).clamp(max=len(ids) - 1)
-        return torch.where(known[place] == values, place + 1, 0)
-
-    def _unknown(self, flat: list[torch.Tensor]) -> torch.Tensor:
-        """Return which samples have a value that is not among the ids."""
-        unknown = torch.zeros(len(flat[0]), dtype=torch.bool, device=flat[0].device)
-        for i, (place, at) in enumerate(self._places):
-            unknown = unknown | (self._rows(getattr(self, f"ids_{i}"), flat[place][:, at]) == 0)
-        return unknown
 
 
 class CategoryEmbedding(torch.nn.Embedding):
@@ -179,11 +175,7 @@ class SequenceModel(SequenceArguments, TorchBaseModel, ABC):
     def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
         """Build the encoder and the linear layer."""
         self.make_encoder(*self.sizes(input_shape))
-        head: list[torch.nn.Module] = []
-        if output_shape is not None:
-            head.append(torch.nn.Linear(self.hidden_dim, math.prod(output_shape)))
-            if len(output_shape) != 1:
-                head.append(torch.nn.Unflatten(1, output_shape or (1,)))
+        head = [] if output_shape is None else output_layers(self.hidden_dim, output_shape)
         self.head = torch.nn.Sequential(*head)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -196,7 +188,14 @@ class SequenceModel(SequenceArguments, TorchBaseModel, ABC):
         steps = x.transpose(1, 2) if x.ndim == 3 else x[:, 0]
         if mask is not None:
             self.check_mask(mask, steps)
-            steps, mask = _real_first(steps, mask.bool())
+            mask = mask.bool()
+            # real steps come before padding, which becomes 0
+            places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+            order = torch.sort(torch.where(mask, places, places + mask.shape[1]), dim=1)[0]
+            order = order % mask.shape[1]
+            mask = mask.gather(1, order)
+            steps = steps.gather(1, order[..., None].expand(-1, -1, steps.shape[2]))
+            steps = torch.where(mask[..., None], steps, 0.0)
         pooled = self._pooled(self.encode(steps, mask), mask)
         out: torch.Tensor = self.head(pooled)
         return out
@@ -210,21 +209,6 @@ class SequenceModel(SequenceArguments, TorchBaseModel, ABC):
             return total / n_real  # NaN without real steps
         last = (n_real - 1).clamp(min=0)[..., None].expand(-1, -1, steps.shape[2])
         return torch.where(n_real > 0, steps.gather(1, last)[:, 0], torch.nan)
-
-
-def dropout_layer(rate: float) -> torch.nn.Module:
-    """Return a dropout layer, or the identity for 0."""
-    return torch.nn.Dropout(rate) if rate else torch.nn.Identity()
-
-
-def _real_first(steps: torch.Tensor, mask: torch.Tensor) -> tuple[Any, torch.Tensor]:
-    """Return steps and mask with real steps before padding, which becomes 0."""
-    n_steps = mask.shape[1]
-    places = torch.arange(n_steps, device=mask.device).expand_as(mask)
-    order = torch.sort(torch.where(mask, places, places + n_steps), dim=1)[0] % n_steps
-    mask = mask.gather(1, order)
-    steps = steps.gather(1, order[..., None].expand(-1, -1, steps.shape[2]))
-    return torch.where(mask[..., None], steps, 0.0), mask
 
 
 _CELLS = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
@@ -274,7 +258,13 @@ class SequentialCNN(CNNArguments, SequentialModel):  # noqa: D101 - that of its 
         """Build convolutions, activations, pooling and the linear layer."""
         space = self.spaces(input_shape)[-1]
         channels = [input_shape[0], *[self.hidden_dim] * (self.n_layers - 1)]
-        layers = [part for n in channels for part in self._layer(len(input_shape), n)]
+        layers: list[torch.nn.Module] = []
+        for n in channels:
+            conv, size = _CONV[len(input_shape)], self.kernel_size
+            layers.append(conv(n, self.hidden_dim, size, stride=self.stride, padding=self.padding))
+            layers.append(activation_layer(self.activation))
+            layers += [_POOL[len(input_shape)](self.pooling)] if self.pooling > 1 else []
+            layers += [torch.nn.Dropout(self.dropout)] if self.dropout else []
         if output_shape is not None:
             width = self.hidden_dim * math.prod(space)
             layers += [torch.nn.Flatten(), torch.nn.Linear(width, math.prod(output_shape))]
@@ -282,14 +272,6 @@ class SequentialCNN(CNNArguments, SequentialModel):  # noqa: D101 - that of its 
         elif self.flatten_output:
             layers.append(torch.nn.Flatten())
         self.layers = torch.nn.Sequential(*layers)
-
-    def _layer(self, rank: int, channels: int) -> list[torch.nn.Module]:
-        conv = _CONV[rank](
-            channels, self.hidden_dim, self.kernel_size, stride=self.stride, padding=self.padding
-        )
-        layers: list[torch.nn.Module] = [conv, activation_layer(self.activation)]
-        layers += [_POOL[rank](self.pooling)] if self.pooling > 1 else []
-        return layers + ([torch.nn.Dropout(self.dropout)] if self.dropout else [])
 
 
 class SequentialTCN(TCNArguments, SequenceModel):  # noqa: D101 - that of its arguments
@@ -382,17 +364,14 @@ class _AttentionBlock(torch.nn.Module):
         self.drop_again = dropout_layer(model.dropout)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        x = x + self.drop(self.out(self._attention(self.qkv(self.norm(x)), mask)))
-        added = self.down(self.act(self.up(self.norm_again(x))))
-        out: torch.Tensor = x + self.drop_again(added)
-        return out
-
-    def _attention(self, qkv: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        n, n_steps, width = qkv.shape
-        q, k, v = qkv.reshape(n, n_steps, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        n, n_steps, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(n, n_steps, 3, self.n_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         if mask is not None:
             scores = torch.where(mask[:, None, None, :], scores, -torch.inf)
         mixed = torch.softmax(scores, dim=-1) @ v
-        out: torch.Tensor = mixed.transpose(1, 2).reshape(n, n_steps, width // 3)
+        x = x + self.drop(self.out(mixed.transpose(1, 2).reshape(n, n_steps, width)))
+        added = self.down(self.act(self.up(self.norm_again(x))))
+        out: torch.Tensor = x + self.drop_again(added)
         return out

@@ -61,7 +61,8 @@ def to_recipe(module: Any) -> dict[str, Any]:
     twin = on_meta_device(recipe)
     for (name, layer), fresh in zip(module.named_modules(), twin.modules(), strict=True):
         alike = vars(layer).keys() == vars(fresh).keys() and repr(layer) == repr(fresh)
-        if not alike or _has_hooks(layer):
+        hooks = (value for key, value in vars(layer).items() if key.endswith("_hooks"))
+        if not alike or any(hooks):  # which a file cannot store
             raise ConfigError(f"its layer {name!r} was modified after construction")
     return {**recipe, "without_gradient": frozen} if frozen else recipe
 
@@ -180,11 +181,6 @@ def _value(value: Any) -> Any:
     if isinstance(value, bool | int | float) and abs(value) < MAX_NUMBER:
         return value
     raise ConfigError(f"an argument of a layer must be a number, name or list, got {value!r:.60}")
-
-
-def _has_hooks(module: Any) -> bool:
-    """Return whether a module has hooks, which a file cannot store."""
-    return any(vars(module)[key] for key in vars(module) if key.endswith("_hooks"))
 
 
 def declared_shape(module: Any, shape: Shape) -> Shape | None:
