@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -47,3 +48,24 @@ def backend(request):
     """Run a test on each framework with gradients that is installed."""
     pytest.importorskip(request.param)
     return request.param
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """Run a script in a folder, in a process where warnings are errors; return what it prints."""
+
+    def run(text, folder):
+        script = folder / "example.py"
+        script.write_text(text, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(script)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return run

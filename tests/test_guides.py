@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,21 +33,13 @@ def test_there_are_guides() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
-def test_the_example_prints_what_the_guide_shows(path: Path, tmp_path: Path) -> None:
+def test_the_example_prints_what_the_guide_shows(
+    path: Path, tmp_path: Path, run_script: Any
+) -> None:
     if "import keras" in path.read_text("utf-8"):
         pytest.importorskip("keras")
-    script = tmp_path / "example.py"
-    script.write_text(blocks(path, "python"), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    words, numbers = words_and_numbers(done.stdout)
+    printed = run_script(blocks(path, "python"), tmp_path)
+    words, numbers = words_and_numbers(printed)
     shown_words, shown_numbers = words_and_numbers(blocks(path, "text"))
     assert words == shown_words
     assert numbers == pytest.approx(shown_numbers, rel=0.03, abs=0.02)  # of other processors

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,20 +18,9 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def printed(tmp_path_factory: pytest.TempPathFactory, run_script: Any) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("readme")
-    script = folder / "example.py"
-    script.write_text(blocks("python")[0], encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout, folder
+    return run_script(blocks("python")[0], folder), folder
 
 
 def numbers(text: str) -> list[float]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import modularml as mm
+from modularml.callbacks import Callback
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode
 
@@ -167,3 +168,30 @@ def assert_equal_weights(a: Any, b: Any, *, atol: float = 0.0) -> None:
             torch.testing.assert_close(left, right, atol=atol, rtol=0)
         else:
             assert torch.equal(left, right)
+
+
+class AtEpoch(Callback):
+    """Calls a function at the start of one epoch."""
+
+    def __init__(self, epoch: int, change: Callable[[], Any]) -> None:
+        super().__init__()
+        self.epoch, self.change = epoch, change
+
+    def on_epoch_start(self, *, exec_ctx: Any, **facts: Any) -> None:
+        if exec_ctx.epoch_idx == self.epoch:
+            self.change()
+
+
+def assert_same_folds(
+    plan: Callable[[], mm.Experiment], how: dict[str, Any], *, atol: float = 1e-6
+) -> None:
+    """Compare the metrics of folds by ``cell`` that are trained one by one, and in another way."""
+    tables = []
+    for options in ({"stacked": False}, how):
+        with mm.ExperimentContext().activate():
+            exp = plan()
+            binding = mm.CVBinding("data", ["train", "val"], group_by="cell")
+            cross = mm.CrossValidation(bindings=binding, experiment=exp, n_folds=3, **options)
+            table = cross.run(show_fold_progress=False, **QUIET).to_pandas()
+            tables.append(table.select_dtypes("number"))
+    np.testing.assert_allclose(*tables, rtol=1e-3, atol=atol)

@@ -126,10 +126,8 @@ def series(
         placed in the order of first occurrence.
     x, y : str
         Labels of the axes, with units.
-    title : str
-        Title of the figure.
-    path : path-like or None
-        Where to save the figure as well: .png, .pdf or .svg.
+    title, path
+        See `loss_curves`.
 
     Returns
     -------
@@ -310,10 +308,8 @@ def bars(
         infinite are omitted and counted.
     x : str
         Label of the axis, with units.
-    title : str
-        Title of the figure.
-    path : path-like or None
-        Where to save the figure as well: .png, .pdf or .svg.
+    title, path
+        See `loss_curves`.
 
     Returns
     -------
@@ -375,10 +371,10 @@ def learning_curve(
         Ascending. The axis is logarithmic if they are far apart (`sklearn.model_selection`).
     train_scores, test_scores : array-like, shape (n_sizes, n_folds)
         Lines are means over folds, bands one standard deviation (denominator n) to each side.
-    x, y, title : str
-        Labels of the axes, with units, and of the figure.
-    path : path-like or None
-        Where to save the figure as well: .png, .pdf or .svg.
+    x, y : str
+        Labels of the axes, with units.
+    title, path
+        See `loss_curves`.
 
     Returns
     -------

@@ -292,10 +292,8 @@ def residuals(
         without a value are omitted and counted.
     x : str
         Name of `groups` or `over`, with its unit.
-    target, unit, title : str
+    target, unit, title, path
         See `parity`.
-    path : path-like or None
-        Where to save the figure as well: .png, .pdf or .svg.
 
     Returns
     -------

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import modularml as mm
-from modularml.callbacks import Callback, EvalLossMetric, Evaluation
+from modularml.callbacks import EvalLossMetric, Evaluation
 from modularml.errors import BackendNotSupportedError
 from tests import worlds
-from tests.worlds import QUIET, mse, train_phase
+from tests.worlds import QUIET, AtEpoch, mse, train_phase
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
@@ -97,8 +97,7 @@ def test_losses_of_a_model_join_training_and_evaluation_as_in_fit(kind, compiles
     history = fit(other, weights, keras.optimizers.SGD(0.05), x, y)
     assert_same(model, other)
     for name, theirs in (("train_loss", "loss"), ("val_loss", "val_loss")):
-        mine = result._metrics.epoch_values(name)
-        np.testing.assert_allclose(list(mine.values()), history[theirs], rtol=1e-5)
+        np.testing.assert_allclose(result.to_pandas()[name], history[theirs], rtol=1e-5)
     assert {r.label for r in result.losses("net").values()} == {"mse_net", "model_losses_net"}
 
 
@@ -281,8 +280,7 @@ def test_masks_of_layers_reach_the_loss_as_in_fit(made_by, loss, compiles):
     other = made_by()
     history = fit(other, weights, keras.optimizers.Adam(0.02), x, y[..., None], epochs=2, loss=loss)
     assert_same(model, other)
-    mine = list(result._metrics.epoch_values("train_loss").values())
-    np.testing.assert_allclose(mine, history["loss"], rtol=1e-5)
+    np.testing.assert_allclose(result.to_pandas()["train_loss"], history["loss"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -386,18 +384,6 @@ def by_hand(model, optimizer, x, y, epochs=1):
                 loss = tf.reduce_mean((out - y[at : at + 8]) ** 2)
             moved = model.trainable_variables
             optimizer.apply_gradients(zip(tape.gradient(loss, moved), moved, strict=True))
-
-
-class AtEpoch(Callback):
-    """Calls a function at the start of one epoch."""
-
-    def __init__(self, epoch, change):
-        super().__init__()
-        self.epoch, self.change = epoch, change
-
-    def on_epoch_start(self, *, exec_ctx, **facts):
-        if exec_ctx.epoch_idx == self.epoch:
-            self.change()
 
 
 def switch(place, trainable):

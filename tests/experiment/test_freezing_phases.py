@@ -18,6 +18,7 @@ from tests.worlds import (
     QUIET,
     arrays,
     assert_equal_weights,
+    assert_same_folds,
     by_hand,
     experiment,
     featureset,
@@ -160,30 +161,24 @@ def test_resume_in_the_middle(tmp_path):
     "how", [{"stacked": True}, pytest.param({"n_jobs": 2}, marks=pytest.mark.slow)]
 )
 def test_folds(how):
-    def cv(**kwargs):
-        with mm.ExperimentContext().activate():
-            model = lambda d, out, seed: mm.models.torch.SequentialMLP(  # noqa: E731
-                output_shape=(out,), hidden_dim=4
-            )
-            graph, _, _ = chain(n=160, opt="adam", model=model)
-            graph.build()
-            exp = experiment(audit="off")
-            sampler = mm.SimpleSampler(batch_size=16, shuffle=True, seed=0)
-            for label, freeze in (("head", ["enc"]), ("all", None)):
-                exp.execution_plan.add_phase(
-                    mm.TrainPhase.from_split(
-                        label, split="train", sampler=sampler, losses=[mse()], n_epochs=3,
-                        freeze=freeze,
-                    )
-                )  # fmt: skip
-            binding = mm.CVBinding("data", ["train", "val"], group_by="cell")
-            cross = mm.CrossValidation(bindings=binding, experiment=exp, n_folds=3, **kwargs)
-            return cross.run(show_fold_progress=False, **QUIET).to_pandas()
+    def plan():
+        model = lambda d, out, seed: mm.models.torch.SequentialMLP(  # noqa: E731
+            output_shape=(out,), hidden_dim=4
+        )
+        graph, _, _ = chain(n=160, opt="adam", model=model)
+        graph.build()
+        exp = experiment(audit="off")
+        sampler = mm.SimpleSampler(batch_size=16, shuffle=True, seed=0)
+        for label, freeze in (("head", ["enc"]), ("all", None)):
+            exp.execution_plan.add_phase(
+                mm.TrainPhase.from_split(
+                    label, split="train", sampler=sampler, losses=[mse()], n_epochs=3,
+                    freeze=freeze,
+                )
+            )  # fmt: skip
+        return exp
 
-    alone, other = cv(stacked=False), cv(**how)
-    np.testing.assert_allclose(
-        alone.select_dtypes("number"), other.select_dtypes("number"), rtol=1e-3, atol=1e-5
-    )
+    assert_same_folds(plan, how, atol=1e-5)
 
 
 def test_config_and_refusals():

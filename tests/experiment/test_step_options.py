@@ -384,7 +384,7 @@ class TestNotFinite:
         keep = np.r_[0:16, 32:48]
         loop(hand, torch.optim.SGD(hand.parameters(), **SGD), x[keep], y[keep], epochs=1)
         assert_equal_weights(mine, hand, atol=1e-6)
-        assert np.isfinite(results._metrics.epoch_value("train_loss", 0))
+        assert np.isfinite(results.to_pandas()["train_loss"][0])
 
     def test_stop_ends_the_phase(self):
         x, y, mine, made = self.world()

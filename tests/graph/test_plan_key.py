@@ -13,6 +13,7 @@ from modularml.callbacks import Callback
 from modularml.errors import ConfigError, UnknownNameError
 from tests.worlds import (
     QUIET,
+    AtEpoch,
     arrays,
     assert_equal_weights,
     experiment,
@@ -24,18 +25,6 @@ from tests.worlds import (
     train_phase,
     twin,
 )
-
-
-class AtEpoch(Callback):
-    """Calls a function at the start of one epoch."""
-
-    def __init__(self, epoch, change):
-        super().__init__()
-        self.epoch, self.change = epoch, change
-
-    def on_epoch_start(self, *, exec_ctx, **facts):
-        if exec_ctx.epoch_idx == self.epoch:
-            self.change()
 
 
 def loop(module, optimizer, x, y, epochs, loss=F.mse_loss):

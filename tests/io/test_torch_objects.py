@@ -71,6 +71,7 @@ def test_every_listed_layer_comes_back_as_it_was(name: str, tmp_path: Path) -> N
 
 
 def net() -> nn.Sequential:
+    torch.manual_seed(0)
     inner = nn.Sequential(nn.Dropout(0.2), nn.Linear(8, 1))
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), inner)
 

@@ -175,15 +175,25 @@ def test_draws_are_even():
     assert ((counts - expected) ** 2 / expected).sum() < 2.5 * len(counts)  # chi square
 
 
-def test_the_index_is_made_once_for_a_view():
-    sampler = PairedSampler({"x": SimilarityCondition(tolerance=0.1)}, seed=0, shuffle=True)
+CALLS = []
+
+
+def counted_gap(a, b):
+    CALLS.append(len(CALLS))
+    return gap(a, b)
+
+
+def test_partners_are_searched_once_for_a_view():
+    near = SimilarityCondition(tolerance=0.1, metric=counted_gap)
+    sampler = PairedSampler({"x": near}, seed=0, shuffle=True)
     view, other = make(50), make(50, seed=1)
     first = sampler.epoch(view, 0)
-    index = sampler._candidates
+    n_calls = len(CALLS)
+    assert n_calls
     sampler.epoch(view.take(np.arange(50)), 1)
-    assert sampler._candidates is index
+    assert len(CALLS) == n_calls
     quietly(sampler, other)
-    assert sampler._candidates is not index
+    assert len(CALLS) > n_calls
     again = pickle.loads(pickle.dumps(sampler)).epoch(view, 0)
     np.testing.assert_array_equal(first.rows["pair"], again.rows["pair"])
 

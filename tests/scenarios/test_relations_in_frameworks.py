@@ -22,6 +22,7 @@ def times(backend, weight=1.0):
 
 def wired(backend, windows, facts, how, order="WF", lr=0.0, weight=1.0):
     """Return an experiment that adds both inputs, related by references or by the merge node."""
+    experiment = mm.Experiment.from_active_context("e", audit="off", seed=5)
     if how == "reference":
         facts, align = facts.reference(on="machine"), {}
     else:
@@ -40,7 +41,7 @@ def wired(backend, windows, facts, how, order="WF", lr=0.0, weight=1.0):
     opt_kwargs = {"lr" if backend == "torch" else "learning_rate": lr}
     optimizer = mm.Optimizer("sgd", opt_kwargs=opt_kwargs, backend=backend)
     mm.ModelGraph([*pair, both, head], optimizer)
-    return mm.Experiment.from_active_context("e", audit="off", seed=5)
+    return experiment
 
 
 def adds(backend):

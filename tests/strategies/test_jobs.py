@@ -126,6 +126,7 @@ def test_auto_names_a_model_that_workers_cannot_read(monkeypatch, caplog):
             time.sleep(0.02)
             return self.layer(x)
 
+    torch.manual_seed(1)
     with caplog.at_level(logging.INFO, "modularml.strategies"):
         found = cross_validation(model=Local(), n_jobs="auto").run(**SILENT)
     assert not found.failed_folds

@@ -29,13 +29,18 @@ SILENT = {"show_fold_progress": False, **QUIET}
 
 
 def plan_of(
-    fs: mml.FeatureSet, nodes: list[Any], optimizer: Any = "adam", n_epochs: int = 2, **phase: Any
+    fs: mml.FeatureSet,
+    nodes: list[Any],
+    optimizer: Any = "adam",
+    n_epochs: int = 2,
+    seed: int | None = None,
+    **phase: Any,
 ) -> mml.Experiment:
     """An experiment that trains on ``train`` and evaluates on ``val``."""
     if not fs.available_splits:
         fs.split_random({"train": 0.8, "val": 0.2})
     mml.ModelGraph(nodes, mml.Optimizer("adam") if optimizer == "adam" else optimizer)
-    own = experiment(audit="off")
+    own = experiment(audit="off", seed=seed)
     own.model_graph.build()
     tail = nodes[-1].label
     losses = phase.pop("losses", None) or [mse(tail)]
@@ -778,12 +783,10 @@ def test_options_of_the_experiment_are_those_of_its_members(stacked, tmp_path, c
 def losses_of(seed: int) -> list[list[float]]:
     """Build a graph and train three folds of it, trained as one."""
     with mml.ExperimentContext().activate():
-        own = world(n_epochs=2)
-        with own.ctx.activate():
-            exp = mml.Experiment.from_active_context("exp", seed=seed, audit="off")
+        own = world(n_epochs=2, seed=seed)
         cv = mml.CrossValidation(
             bindings=mml.CVBinding("data", ["train"]),
-            experiment=exp,
+            experiment=own,
             n_folds=3,
             phase=own.execution_plan.all[0],
             stacked=True,

@@ -402,7 +402,7 @@ def test_hooks_of_an_experiment_see_every_run_and_epoch():
             seen.append(("start", run.label, run.status))
 
         def on_epoch_end(self, *, experiment, path, results, epoch):
-            seen.append((path, epoch, "train_loss" in results._metrics.names))
+            seen.append((path, epoch, "train_loss" in results.metric_names()))
 
         def on_run_end(self, *, experiment, run):
             seen.append(("end", run.label, run.status))

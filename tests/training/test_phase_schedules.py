@@ -16,6 +16,7 @@ from tests.fuzz.stopping import differences, outcome
 from tests.worlds import (
     QUIET,
     arrays,
+    assert_same_folds,
     experiment,
     featureset,
     mlp,
@@ -253,25 +254,19 @@ def test_files_copies_and_config(tmp_path):
     "how", [{"stacked": True}, pytest.param({"n_jobs": 2}, marks=pytest.mark.slow)]
 )
 def test_folds(how):
-    def cv(**kwargs):
-        with mm.ExperimentContext().activate():
-            fs = featureset(*arrays(n=160), cell=np.arange(160) // 4)
-            fs.split_random({"train": 0.75, "val": 0.25}, seed=0, group_by="cell")
-            schedule = mm.LRSchedule("cosine", warmup=3, every="batch")
-            optimizer = mm.Optimizer("adam", opt_kwargs={"lr": 0.01}, schedule=schedule)
-            model = mm.models.torch.SequentialMLP(hidden_dim=4)
-            mm.ModelGraph([mm.ModelNode("net", model, fs)], optimizer).build()
-            exp = experiment(audit="off")
-            phase = mm.TrainPhase.from_split(
-                "train", split="train", sampler=mm.SimpleSampler(batch_size=16, seed=0),
-                losses=[mse()], n_epochs=3, callbacks=[LearningRateMonitor()],
-            )  # fmt: skip
-            exp.execution_plan.add_phase(phase)
-            binding = mm.CVBinding("data", ["train", "val"], group_by="cell")
-            cross = mm.CrossValidation(bindings=binding, experiment=exp, n_folds=3, **kwargs)
-            return cross.run(show_fold_progress=False, **QUIET).to_pandas()
+    def plan():
+        fs = featureset(*arrays(n=160), cell=np.arange(160) // 4)
+        fs.split_random({"train": 0.75, "val": 0.25}, seed=0, group_by="cell")
+        schedule = mm.LRSchedule("cosine", warmup=3, every="batch")
+        optimizer = mm.Optimizer("adam", opt_kwargs={"lr": 0.01}, schedule=schedule)
+        model = mm.models.torch.SequentialMLP(hidden_dim=4)
+        mm.ModelGraph([mm.ModelNode("net", model, fs)], optimizer).build()
+        exp = experiment(audit="off")
+        phase = mm.TrainPhase.from_split(
+            "train", split="train", sampler=mm.SimpleSampler(batch_size=16, seed=0),
+            losses=[mse()], n_epochs=3, callbacks=[LearningRateMonitor()],
+        )  # fmt: skip
+        exp.execution_plan.add_phase(phase)
+        return exp
 
-    alone, other = cv(stacked=False), cv(**how)
-    np.testing.assert_allclose(
-        alone.select_dtypes("number"), other.select_dtypes("number"), rtol=1e-3, atol=1e-6
-    )
+    assert_same_folds(plan, how)
