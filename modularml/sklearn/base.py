@@ -12,9 +12,10 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from modularml._arguments import at_least
 from modularml._typing import Array
@@ -206,7 +207,8 @@ class ExperimentEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _target(self, y: Any) -> Array:
         """Return y as scikit-learn checks it."""
-        raise NotImplementedError
+        target = validate_data(self, "no_validation", y, multi_output=True, y_numeric=True)
+        return np.asarray(target, dtype=np.float64)
 
     def _weights(self, sample_weight: Any, target: Array) -> Array | None:
         """Return the weights of rows."""

@@ -80,10 +80,6 @@ class ExperimentRegressor(RegressorMixin, ExperimentEstimator):  # type: ignore[
     (442,)
     """
 
-    def _target(self, y: Any) -> Array:
-        target = validate_data(self, "no_validation", y, multi_output=True, y_numeric=True)
-        return np.asarray(target, dtype=np.float64)
-
     def predict(self, X: Any) -> Array:  # noqa: N803
         """Return predictions in the units of y, in its shape.
 

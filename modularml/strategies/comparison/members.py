@@ -142,9 +142,8 @@ def _sources(items: Any, *, recursive: bool) -> Iterator[tuple[str, Loaded | Pat
             is_one = len(inner) == 1 and not _is_folder(item)
             for label, source in inner:
                 yield str(name) if is_one else f"{name}/{label}", source
-        return
-    for item in items if isinstance(items, list | tuple) else [items]:
-        yield from _sources_of(item, recursive=recursive)
+    else:
+        yield from _sources_of(items, recursive=recursive)
 
 
 def _sources_of(item: Any, *, recursive: bool) -> Iterator[tuple[str, Loaded | Path]]:

@@ -62,8 +62,9 @@ class Objective(Checked):
         """
         if not isinstance(self.source, str):
             return
-        phases = [phase for phase in plan.flatten() if self._metric_in(phase) is not None]
-        known = [direction(self.monitor(phase), phase.callbacks) for phase in phases]
+        logged = [(self.metric_in(phase), phase) for phase in plan.flatten()]
+        known = [direction(name, phase.callbacks) for name, phase in logged if name is not None]
+        phases = [phase for name, phase in logged if name is not None]
         score = self._held_out_score(val_names)
         if not phases and score is not None:
             find_scores([score])
@@ -91,24 +92,14 @@ class Objective(Checked):
         ConfigError
             If there is none.
         """
-        phase = self.phase(plan)
-        if phase is None:
+        phases = [phase for phase in plan.flatten() if self.metric_in(phase) is not None]
+        if not phases or not isinstance(phases[-1], TrainPhase):
             raise ConfigError(
                 f"pruner needs values of the objective {self.name!r} before a trial ends, and no "
                 "training phase logs it after its epochs: add an Evaluation with this metric to "
                 "the phase, pass cv= to prune by fold, or omit pruner"
             )
-        return phase
-
-    def phase(self, plan: Plan) -> TrainPhase | None:
-        """Return the training phase that logs the objective after each epoch, if there is one."""
-        phases = [p for p in plan.flatten() if self._metric_in(p) is not None]
-        last = phases[-1] if phases else None
-        return last if isinstance(last, TrainPhase) else None
-
-    def monitor(self, phase: ExperimentPhase) -> str:
-        """Return the name of the metric in a phase that logs it."""
-        return str(self._metric_in(phase))
+        return phases[-1]
 
     def value(self, experiment: Experiment, fold: Variant | None = None) -> float:
         """Return the objective of an experiment that has run, NaN included."""
@@ -146,7 +137,7 @@ class Objective(Checked):
         first, dot, _ = str(self.source).partition(".")
         return str(self.source).rpartition(".")[2] if dot and first in val_names else None
 
-    def _metric_in(self, phase: ExperimentPhase) -> str | None:
+    def metric_in(self, phase: ExperimentPhase) -> str | None:
         """Return the name that a phase logs the objective under; None if it does not."""
         if not isinstance(self.source, str):
             return None
@@ -183,17 +174,6 @@ def plan_of(experiment: Experiment) -> PhaseGroup:
 # -- folds ---------------------------------------------------------------------------------------
 
 _OPTIONS = ("n_folds", "seed", "splitter", "n_repeats")
-_OF_BINDING = (
-    "source_splits",
-    "group_by",
-    "stratify_by",
-    "train_split_name",
-    "val_split_name",
-    "val_size",
-    "stop_size",
-    "stop_split_name",
-    "bins",
-)
 
 
 class SweepFolds:
@@ -230,7 +210,8 @@ class SweepFolds:
         if not bindings or not all(isinstance(binding, CVBinding) for binding in bindings):
             raise ConfigError(f"bindings of cv must be CVBinding objects, got {given!r:.80}")
         self.bindings = {
-            b.featureset.label: {name: getattr(b, name) for name in _OF_BINDING} for b in bindings
+            b.featureset.label: {k: v for k, v in vars(b).items() if k != "featureset"}
+            for b in bindings
         }
         self.options = {name: cv[name] for name in _OPTIONS if name in cv}
 

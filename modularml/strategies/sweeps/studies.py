@@ -30,6 +30,7 @@ __all__ = [
     "check_proposals",
     "identity_of",
     "importances",
+    "is_prune_request",
     "is_pruned",
     "open_study",
     "register_study",
@@ -274,6 +275,11 @@ _opened: list[Any] = []
 """The study that a worker process has opened last."""
 
 
+def is_prune_request(error: BaseException) -> bool:
+    """Return whether an error is Optuna's own way to end a trial."""
+    return isinstance(error, _optuna().TrialPruned)
+
+
 def is_pruned(trial: Any) -> bool:
     """Return whether `report` has ended a trial, in this process or another."""
     current = _optuna().trial.Trial(trial.study, trial._trial_id)
@@ -346,10 +352,6 @@ class TrialQueue:
         """Return the trials that have ended."""
         return [trial for trial in self._trials() if trial.state.is_finished()]
 
-    def has_all_failed(self) -> bool:
-        """Return whether no trial is complete or pruned."""
-        return all(trial.state == _optuna().trial.TrialState.FAIL for trial in self.done())
-
     def missing(self) -> int:
         """Return how many trials are to be run by this process."""
         n_new = max(0, self.n_trials - self._n_asked)
@@ -380,10 +382,6 @@ class TrialQueue:
             dimension.draw(trial, path)
         return trial
 
-    def complete(self, trial: Any, value: float) -> None:
-        """Finish a trial with its value."""
-        self.study.tell(trial, value)
-
     @property
     def best_value(self) -> float | None:
         """The best value so far; None if no trial is complete."""
@@ -400,18 +398,9 @@ class TrialQueue:
         self._best = value
         return True
 
-    def prune(self, trial: Any) -> None:
-        """Finish a trial that the pruner has ended."""
-        self.study.tell(trial, state=_optuna().trial.TrialState.PRUNED)
-
-    def fail(self, trial: Any, message: str) -> None:
-        """Finish a trial without a value."""
-        trial.set_user_attr(ERROR, message)
-        self.study.tell(trial, state=_optuna().trial.TrialState.FAIL)
-
-    def is_prune_request(self, error: BaseException) -> bool:
-        """Return whether an error is Optuna's own way to end a trial."""
-        return isinstance(error, _optuna().TrialPruned)
+    def finish(self, trial: Any, state: str, value: float | None = None) -> None:
+        """Finish a trial as ``COMPLETE``, with its value, ``PRUNED`` or ``FAIL``."""
+        self.study.tell(trial, value, _optuna().trial.TrialState[state])
 
     def settings(self, trial: Any) -> dict[str, Any]:
         """Return the settings of a trial by path, or its suggested values."""

@@ -27,6 +27,7 @@ from modularml.strategies.sweeps.objective import (
 from modularml.strategies.sweeps.results import SweepResults
 from modularml.strategies.sweeps.space import Choice, Dimension, as_space
 from modularml.strategies.sweeps.studies import (
+    ERROR,
     RESUMED,
     SECONDS,
     TrialQueue,
@@ -381,17 +382,18 @@ class Sweep(Checked):
         if end.seconds and (is_batch or RESUMED in end.trial.user_attrs):
             end.trial.set_user_attr(SECONDS, end.seconds)
         if end.pruned:
-            queue.prune(end.trial)
+            queue.finish(end.trial, "PRUNED")
             return False
         if end.error is not None or not math.isfinite(end.value):
             message = "the objective is " + ("NaN" if math.isnan(end.value) else str(end.value))
             if end.error is not None:
                 first_line = str(end.error).partition("\n")[0]
                 message = f"{type(end.error).__name__}: {first_line}"
-            queue.fail(end.trial, message)
+            end.trial.set_user_attr(ERROR, message)
+            queue.finish(end.trial, "FAIL")
             return True
         is_best = queue.is_best(end.value)
-        queue.complete(end.trial, end.value)
+        queue.finish(end.trial, "COMPLETE", end.value)
         facts = end.trial.number, queue.n_trials, self.objective.name, end.value, queue.best_value
         logger.info("trial %d of %d: %s %.5g, best %.5g", *facts)
         if is_best:
@@ -411,7 +413,7 @@ class Sweep(Checked):
             for (number, _), problem in zip(failed, problems, strict=False)
         )
         shown += "; ..." if len(failed) > 5 else ""
-        if queue.has_all_failed():
+        if all(trial.state.name == "FAIL" for trial in queue.done()):
             raise ExecutionError(f"all trials of {self.label!r} failed ({shown})") from failed[0][1]
         warn(f"{len(failed)} trials of {self.label!r} failed ({shown})", TrialFailedWarning)
 

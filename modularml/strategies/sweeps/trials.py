@@ -15,7 +15,7 @@ from modularml.errors import ConfigError, MetricNotLoggedError
 from modularml.experiment import Experiment
 from modularml.io.randomness import derived_seed, seed_all, unchanged_randomness
 from modularml.strategies.sweeps.objective import Objective, mean_of, plan_of
-from modularml.strategies.sweeps.studies import TrialQueue, is_pruned, report
+from modularml.strategies.sweeps.studies import TrialQueue, is_prune_request, is_pruned, report
 from modularml.strategies.variants.runs import Outcome, Work
 from modularml.strategies.variants.variant import Variant, template_of
 
@@ -168,7 +168,7 @@ class TrialSetup:
         plan = experiment.execution_plan
         phase = self.objective.pruning_phase(plan)
         order = 1 + max((c.execution_order for c in phase.callbacks), default=0)
-        metric, study = self.objective.monitor(phase), self.queue.study.study_name
+        metric, study = str(self.objective.metric_in(phase)), self.queue.study.study_name
         callback = TrialPruning(metric=metric, study=study, url=self.url, execution_order=order)
         phase.add_callback(callback)
         path = next(path for path, each in plan.paths() if each is phase)
@@ -189,7 +189,7 @@ class TrialSetup:
                     end.values.append(self.objective.value(outcome, fold))
             except Exception as raised:  # noqa: BLE001 - the user's, or a metric not logged
                 error = raised
-        if error is not None and self.queue.is_prune_request(error):
+        if error is not None and is_prune_request(error):
             end.pruned = True
         else:
             end.error = error

@@ -59,33 +59,8 @@ class Setting:
     key: str | None = None
 
 
-class Edits:
-    """New arguments for the constructors of an experiment's parts, by scope and object."""
-
-    def __init__(self) -> None:
-        self._arguments: dict[tuple[int, int], dict[str, Any]] = defaultdict(dict)
-
-    def add(self, setting: Setting, value: Any) -> None:
-        """Set one setting to a value; an optimizer's name keeps its other arguments."""
-        owner, argument, key = setting.owner, setting.argument, setting.key
-        if argument == "optimizer" and isinstance(value, str):
-            if owner.optimizer is None or owner.optimizer.opt is None:
-                value = Optimizer(value)
-            else:
-                owner, argument = owner.optimizer, "opt"
-        arguments = self._arguments[setting.scope, id(owner)]
-        if key is not None:
-            current = arguments.get(argument, owner._params().get(argument))
-            if hasattr(current, "set_params"):
-                estimator = adapter_for(Backend.SCIKIT).copied(current, {})
-                value = estimator.set_params(**{key: value})
-            else:
-                value = {**(current or {}), key: value}
-        arguments[argument] = value
-
-    def of(self, scope: int, owner: Any) -> dict[str, Any]:
-        """Return the new arguments of an object."""
-        return self._arguments.get((scope, id(owner)), {})
+Edits = dict[tuple[int, int], dict[str, Any]]
+"""New arguments for the constructors of an experiment's parts, by scope and id of the object."""
 
 
 def settings_of(experiment: Experiment, plan: ExperimentPhase | PhaseGroup) -> dict[str, Any]:
@@ -139,15 +114,29 @@ def edits_of(
     ConfigError
         If a setting cannot change; see `check_paths`.
     """
-    edits = Edits()
     if not changes:
-        return edits
+        return {}
+    edits: Edits = defaultdict(dict)
     settings = settings_of(experiment, plan)
     check_paths(experiment, plan, {path: [value] for path, value in changes.items()}, settings)
     for path in sorted(changes, key=len):  # an optimizer's name before its arguments
         for setting in settings[path]:
-            edits.add(setting, changes[path])
-    return edits
+            value, owner, argument = changes[path], setting.owner, setting.argument
+            if argument == "optimizer" and isinstance(value, str):  # others are as before
+                if owner.optimizer is None or owner.optimizer.opt is None:
+                    value = Optimizer(value)
+                else:
+                    owner, argument = owner.optimizer, "opt"
+            arguments = edits[setting.scope, id(owner)]
+            if setting.key is not None:
+                current = arguments.get(argument, owner._params().get(argument))
+                if hasattr(current, "set_params"):
+                    estimator = adapter_for(Backend.SCIKIT).copied(current, {})
+                    value = estimator.set_params(**{setting.key: value})
+                else:
+                    value = {**(current or {}), setting.key: value}
+            arguments[argument] = value
+    return dict(edits)
 
 
 def check_paths(

@@ -123,7 +123,7 @@ def checked_experiment(experiment: Any, phase: Any) -> Experiment:
 
 def template_of(experiment: Experiment, plan: Plan) -> Experiment:
     """Return a copy of an experiment with this plan and without history."""
-    return _copied(experiment, plan, experiment.label, {}, Edits())
+    return _copied(experiment, plan, experiment.label, {}, {})
 
 
 def variant_experiment(
@@ -210,7 +210,7 @@ def _rebuilt(
     """
     if type(value) in _PLAIN:
         return value
-    memo, edits = {} if memo is None else memo, edits or Edits()
+    memo, edits = {} if memo is None else memo, edits or {}
     if isinstance(value, ExperimentPhase) and scope == GRAPH:
         scope = id(value)
     if isinstance(value, ExperimentNode):
@@ -221,7 +221,9 @@ def _rebuilt(
         return memo[id(value)]
     is_configured = isinstance(value, Configurable)
     if is_configured or type(value) is dict:
-        params = {**value._params(), **edits.of(scope, value)} if is_configured else value
+        params = (
+            {**value._params(), **edits.get((scope, id(value)), {})} if is_configured else value
+        )
         new: Any = {
             key: item if type(item) in _PLAIN else _rebuilt(item, memo, edits, scope)
             for key, item in params.items()
@@ -278,7 +280,7 @@ def _rebuild_graph(graph: ModelGraph, edits: Edits, *, refit: bool) -> None:
     objects: list[ModelNode] = []
     memo: dict[int, Any] = {}
     for node in graph.nodes.values():
-        arguments = {**node._params(), **edits.of(GRAPH, node)}
+        arguments = {**node._params(), **edits.get((GRAPH, id(node)), {})}
         params: dict[str, Any] = _rebuilt(arguments, memo, edits)
         nodes.append(type(node)(**params, node_id=node.node_id))
         if not isinstance(node, ModelNode):
@@ -293,12 +295,12 @@ def _rebuild_graph(graph: ModelGraph, edits: Edits, *, refit: bool) -> None:
             for value in nodes[-1].model._params().values()
         ):
             objects.append(nodes[-1])
-    optimizer = edits.of(GRAPH, graph).get("optimizer", graph.optimizer)
+    optimizer = edits.get((GRAPH, id(graph)), {}).get("optimizer", graph.optimizer)
     ModelGraph(nodes, _rebuilt(optimizer, edits=edits), graph.label).build()
     for node in objects:  # a model passed as an object comes with weights
         node.reset_weights()
     for node, new in zip(graph.nodes.values(), nodes, strict=True):
-        if not isinstance(node, ModelNode) or "model" in edits.of(GRAPH, node):
+        if not isinstance(node, ModelNode) or "model" in edits.get((GRAPH, id(node)), {}):
             continue
         if node.is_built and not node.is_frozen:
             adapter_for(node.backend).keep_fixed(node.model.module, new.model.module)
