@@ -185,6 +185,8 @@ def _relations(graph: ModelGraph | None) -> list[tuple[tuple[str, str], Link]]:
     """Return the links between rows of FeatureSets of a graph, with their labels."""
     nodes = [] if graph is None else list(graph.nodes.values())
     sets = {r.node_label: r.resolve() for node in nodes for r in node.feature_refs}
+    if len(sets) < 2:
+        return []
     labels = list(sets)
     table_index = {
         Source(node.node_id, ref): labels.index(ref.node_label)

@@ -114,8 +114,6 @@ def edits_of(
     ConfigError
         If a setting cannot change; see `check_paths`.
     """
-    if not changes:
-        return {}
     edits: Edits = defaultdict(dict)
     settings = settings_of(experiment, plan)
     check_paths(experiment, plan, {path: [value] for path, value in changes.items()}, settings)

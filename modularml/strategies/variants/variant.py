@@ -143,7 +143,7 @@ def variant_experiment(
     """
     changes = dict(variant.changes)
     seed = changes.pop("seed", variant.seed)
-    edits = edits_of(experiment, plan, changes)
+    edits = edits_of(experiment, plan, changes) if changes else {}
     seed_all(seed)
     new = _copied(experiment, plan, label or experiment.label, variant.sides, edits)
     new._sides = dict(variant.sides)
