@@ -47,7 +47,7 @@ from modularml.report.runs import (
 from modularml.results.plots import ComparedRows
 from modularml.splitters.base import key_list
 from modularml.strategies.comparison.collection import ExperimentCollection
-from modularml.strategies.folds.cv_results import CVResults
+from modularml.strategies.cv_results import CVResults
 from modularml.strategies.sweeps.results import Kind, SweepResults
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 _PLACES = {
     "ArtifactEntry": "modularml.results.metric_store:ArtifactResult",
     "AxisSeries": "modularml.results.series:AxisSeries",
-    "CVResults": "modularml.strategies.folds.cv_results:CVResults",
+    "CVResults": "modularml.strategies.cv_results:CVResults",
     "EvalResults": "modularml.results.eval_results:EvalResults",
     "ExperimentRun": "modularml.experiment.run:ExperimentRun",
     "FitResults": "modularml.results.eval_results:FitResults",

@@ -14,10 +14,10 @@ from modularml.errors import ConfigError, NotFittedError, UnknownNameError
 from modularml.experiment import Experiment, PhaseGroup
 from modularml.io.randomness import derived_seed
 from modularml.phases.phase import ExperimentPhase
+from modularml.strategies.cross_validation import checked_bindings
 from modularml.strategies.ensemble_files import EnsembleFiles
-from modularml.strategies.folds.cross_validation import checked_bindings
-from modularml.strategies.folds.folds import CVBinding, make_bootstraps, make_folds
-from modularml.strategies.folds.held_out import (
+from modularml.strategies.folds import CVBinding, make_bootstraps, make_folds
+from modularml.strategies.held_out import (
     audit_variant,
     check_scored_rows,
     learning_inputs,

@@ -173,7 +173,7 @@ class TestSplits:
         assert sum(map(len, seen)) == len(set().union(*seen)) == 6
 
     def test_folds_keep_series_together(self):
-        from modularml.strategies.folds.folds import CVBinding, make_folds
+        from modularml.strategies.folds import CVBinding, make_folds
 
         fs = arrays()[1].windows("current", length=5, step=2, register=False)
         fs.add_split(fs.take(range(len(fs)), "all"))

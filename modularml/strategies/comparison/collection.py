@@ -32,8 +32,8 @@ from modularml.strategies.comparison.run_facts import (
     warn_of_other_rows,
 )
 from modularml.strategies.comparison.statistics import test_table
+from modularml.strategies.cv_results import CVResults
 from modularml.strategies.ensemble import Ensemble
-from modularml.strategies.folds.cv_results import CVResults
 from modularml.viz.curves import bars
 from modularml.viz.curves import series as draw_series
 

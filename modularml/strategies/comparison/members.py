@@ -24,8 +24,8 @@ from modularml.strategies.comparison.run_facts import (
     facts_of_file,
     row_key,
 )
+from modularml.strategies.cv_results import CVResults
 from modularml.strategies.ensemble import Ensemble
-from modularml.strategies.folds.cv_results import CVResults
 from modularml.strategies.sweeps.results import SweepResults
 
 if TYPE_CHECKING:

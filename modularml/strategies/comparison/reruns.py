@@ -23,10 +23,10 @@ from modularml.results.scores import greater_is_better as direction_of
 from modularml.results.scoring import Reduce, check_reduce
 from modularml.splitters.base import key_list
 from modularml.splitters.dealing import factorise, stratify
-from modularml.strategies.folds.cross_validation import CrossValidation
-from modularml.strategies.folds.cv_results import CVResults
-from modularml.strategies.folds.folds import CVBinding
-from modularml.strategies.folds.held_out import held_out_scores
+from modularml.strategies.cross_validation import CrossValidation
+from modularml.strategies.cv_results import CVResults
+from modularml.strategies.folds import CVBinding
+from modularml.strategies.held_out import held_out_scores
 from modularml.strategies.variants.variant import Variant
 from modularml.viz.curves import learning_curve as draw
 

@@ -26,9 +26,9 @@ from modularml.io import inspect, limits
 from modularml.io.archive import open_archive
 from modularml.io.tensors import load_table, load_tensors
 from modularml.strategies.comparison.config_paths import config_by_path, config_of
+from modularml.strategies.cv_results import CVResults
 from modularml.strategies.ensemble import Ensemble
-from modularml.strategies.folds.cv_results import CVResults
-from modularml.strategies.folds.held_out import logged_figures
+from modularml.strategies.held_out import logged_figures
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from modularml._typing import Array
 from modularml._warning import warn
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.strategies.comparison.run_facts import facts_of, full_name, row_key
-from modularml.strategies.folds.cv_results import CVResults
+from modularml.strategies.cv_results import CVResults
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,9 +14,9 @@ from modularml.errors import ConfigError, MetricNotLoggedError, UnknownNameError
 from modularml.experiment import Experiment, PhaseGroup, TrainPhase
 from modularml.phases.phase import ExperimentPhase
 from modularml.results.scores import find_scores, greater_is_better
-from modularml.strategies.folds.cross_validation import CrossValidation
-from modularml.strategies.folds.folds import CVBinding
-from modularml.strategies.folds.held_out import (
+from modularml.strategies.cross_validation import CrossValidation
+from modularml.strategies.folds import CVBinding
+from modularml.strategies.held_out import (
     check_scored_rows,
     held_out_scores,
     logged_figures,

@@ -13,9 +13,9 @@ from modularml.errors import ConfigError
 from modularml.experiment import Experiment, PhaseGroup
 from modularml.phases.phase import ExperimentPhase, all_of
 from modularml.splitters import FoldSplitter, ScikitSplitter
-from modularml.strategies.folds.cv_results import CVResults
-from modularml.strategies.folds.folds import CVBinding, make_folds
-from modularml.strategies.folds.held_out import (
+from modularml.strategies.cv_results import CVResults
+from modularml.strategies.folds import CVBinding, make_folds
+from modularml.strategies.held_out import (
     SelectionWarning,
     audit_variant,
     check_scored_rows,

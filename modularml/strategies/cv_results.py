@@ -25,8 +25,8 @@ from modularml.results.scores import Score, default_score
 from modularml.results.scoring import Reduce
 from modularml.results.series import AxisSeries
 from modularml.splitters.base import key_list
-from modularml.strategies.folds.folds import CVBinding
-from modularml.strategies.folds.held_out import (
+from modularml.strategies.folds import CVBinding
+from modularml.strategies.held_out import (
     At,
     compared_rows,
     held_out_scores,

@@ -32,7 +32,7 @@ from modularml.results.plots import ComparedRows
 from modularml.results.scores import find_scores
 from modularml.results.scoring import blanked, target_steps
 from modularml.splitters.base import key_list
-from modularml.strategies.folds.folds import CVBinding
+from modularml.strategies.folds import CVBinding
 from modularml.strategies.variants.variant import Plan, Variant, reads_only, variant_experiment
 
 if TYPE_CHECKING:
