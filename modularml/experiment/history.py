@@ -135,10 +135,14 @@ def _unpacked_phase(data: Mapping[str, Any], layouts: Layouts) -> PhaseResults:
         _RESULTS,
         layouts,
     )
-    steps = StepLog(unpacked_steps(data["steps"], layouts))
-    return _RESULTS[data["class"]](
-        data["label"], steps, callbacks, _unpacked_metrics(data["metrics"])
-    )
+    steps, metrics = StepLog(unpacked_steps(data["steps"], layouts)), MetricStore()
+    for name, column in data["metrics"]["epochs"].items():
+        pairs = zip(column["epoch"].tolist(), column["value"].tolist(), strict=True)
+        metrics._epochs[name] = list(pairs)
+    for name, column in data["metrics"]["batches"].items():
+        blocks = np.split(column["rows"], np.cumsum(column["size"])[:-1])
+        metrics._batches[name] = list(zip(column["epoch"].tolist(), blocks, strict=True))
+    return _RESULTS[data["class"]](data["label"], steps, callbacks, metrics)
 
 
 def packed_metrics(
@@ -165,17 +169,6 @@ def packed_metrics(
                 "rows": np.concatenate([block for _, block in blocks]),
             }
     return {"epochs": epochs, "batches": batches}
-
-
-def _unpacked_metrics(data: Mapping[str, Any]) -> MetricStore:
-    store = MetricStore()
-    for name, column in data["epochs"].items():
-        pairs = zip(column["epoch"].tolist(), column["value"].tolist(), strict=True)
-        store._epochs[name] = list(pairs)
-    for name, column in data["batches"].items():
-        blocks = np.split(column["rows"], np.cumsum(column["size"])[:-1])
-        store._batches[name] = list(zip(column["epoch"].tolist(), blocks, strict=True))
-    return store
 
 
 def packed_result(result: CallbackResult, layout: PackedLayout = packed_layout) -> dict[str, Any]:

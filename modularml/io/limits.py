@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CODES", "FORMAT", "KINDS", "SCHEMA"]
+__all__ = ["FORMAT", "KINDS", "SCHEMA"]
 
 FORMAT = "modularml"
 SCHEMA = 1
@@ -35,36 +35,19 @@ MAX_JSON_DICTS = 200_000
 MAX_RANK = 16
 MAX_TENSOR_HEADER = 2 * 2**20
 MAX_NESTING = 8
-MAX_NAME = 80
 MAX_NAME_DEPTH = 8
 ALIGNMENT = 64
 
-DAMAGED = "MML-101"
-NEWER = "MML-102"
-FOREIGN = "MML-103"
-TOO_LARGE = "MML-104"
-BAD_NAME = "MML-105"
-OTHER_KIND = "MML-106"
-MISFIT = "MML-107"
-NO_CLASS = "MML-108"
-NO_CODE = "MML-109"
-EXISTS = "MML-110"
-NOT_WRITTEN = "MML-111"
-NO_PLAIN_DATA = "MML-112"
-NOT_FOUND = "MML-113"
-
-CODES = {
-    DAMAGED: "damaged",
-    NEWER: "written by a newer version",
-    FOREIGN: "no artifact",
-    TOO_LARGE: "over a limit",
-    BAD_NAME: "a name that is not allowed",
-    OTHER_KIND: "another kind of artifact",
-    MISFIT: "contents that do not fit each other",
-    NO_CLASS: "an unknown class",
-    NO_CODE: "packaged code",
-    EXISTS: "a file that already exists",
-    NOT_WRITTEN: "a file that could not be written",
-    NO_PLAIN_DATA: "an object that cannot be stored as data",
-    NOT_FOUND: "no such file",
-}
+DAMAGED = "MML-101"  # damaged
+NEWER = "MML-102"  # written by a newer version
+FOREIGN = "MML-103"  # no artifact
+TOO_LARGE = "MML-104"  # over a limit
+BAD_NAME = "MML-105"  # a name that is not allowed
+OTHER_KIND = "MML-106"  # another kind of artifact
+MISFIT = "MML-107"  # contents that do not fit each other
+NO_CLASS = "MML-108"  # an unknown class
+NO_CODE = "MML-109"  # packaged code
+EXISTS = "MML-110"  # a file that already exists
+NOT_WRITTEN = "MML-111"  # a file that could not be written
+NO_PLAIN_DATA = "MML-112"  # an object that cannot be stored as data
+NOT_FOUND = "MML-113"  # no such file

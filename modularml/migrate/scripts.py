@@ -206,10 +206,18 @@ class _Reader:
     def findings(self) -> Iterator[Finding]:
         """Yield the findings, imports first."""
         for node in self.nodes:
-            if isinstance(node, ast.ImportFrom) and not node.level:
-                yield from self._import_from(node)
+            if isinstance(node, ast.ImportFrom) and not node.level and _is_ours(node.module or ""):
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    self.bound[alias.asname or alias.name] = full
+                    if alias.name != "*" and not _has(str(node.module), alias.name):
+                        yield _moved(node, full, alias.name)
             elif isinstance(node, ast.Import):
-                yield from self._import(node)
+                for alias in filter(lambda alias: _is_ours(alias.name), node.names):
+                    local = alias.asname or alias.name.partition(".")[0]
+                    self.bound[local] = alias.name if alias.asname else "modularml"
+                    if not _exists(alias.name):
+                        yield _at(node, alias.name, "moved", _MODULE)
         for node in self.nodes if self.bound else ():
             if isinstance(node, ast.Attribute):
                 yield from self._attribute(node)
@@ -218,24 +226,6 @@ class _Reader:
             elif isinstance(node, ast.FunctionDef) and node.name == "build_samples":
                 advice = "a sampler of your own defines sample(view, epoch); see BaseSampler"
                 yield _at(node, node.name, "renamed", advice)
-
-    def _import(self, node: ast.Import) -> Iterator[Finding]:
-        for alias in node.names:
-            if _is_ours(alias.name):
-                local = alias.asname or alias.name.partition(".")[0]
-                self.bound[local] = alias.name if alias.asname else "modularml"
-                if not _exists(alias.name):
-                    yield _at(node, alias.name, "moved", _MODULE)
-
-    def _import_from(self, node: ast.ImportFrom) -> Iterator[Finding]:
-        module = node.module or ""
-        if not _is_ours(module):
-            return
-        for alias in node.names:
-            full = f"{module}.{alias.name}"
-            self.bound[alias.asname or alias.name] = full
-            if alias.name != "*" and not _has(module, alias.name):
-                yield _moved(node, full, alias.name)
 
     def _attribute(self, node: ast.Attribute) -> Iterator[Finding]:
         full = self._full(node)
@@ -252,7 +242,7 @@ class _Reader:
         called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
         keywords = [k for k in node.keywords if k.arg is not None]
         takes_more = len(keywords) < len(node.keywords)
-        if self._is_ours(node.func):
+        if _is_ours(self._full(node.func)):
             class_name = self._full(node.func).rpartition(".")[2]
             for keyword in keywords:
                 new = _renamed_argument(class_name, str(keyword.arg))
@@ -269,9 +259,6 @@ class _Reader:
                     yield _at(node, f"{class_name}(shuffle=)", "differs", advice)
         if called in _DIFFERS and not takes_more and all(k.arg != "rep" for k in keywords):
             yield _at(node, f".{called}()", "differs", _DIFFERS[called])
-
-    def _is_ours(self, node: ast.expr) -> bool:
-        return _is_ours(self._full(node))
 
     def _full(self, node: ast.expr) -> str:
         """Return the dotted name of an expression; empty if it does not start at an import."""
