@@ -185,12 +185,15 @@ def estimator_from(
         If an argument with another value is not known; both versions are named.
     """
     known = parameters(cls)
-    if foreign:
-        params = {n: v for n, v in params.items() if n not in OF_THE_MACHINE or n not in known}
+    dropped = known.keys() & OF_THE_MACHINE if foreign else ()
+    params = {name: value for name, value in params.items() if name not in dropped}
     at_default = set(facts.get("defaults", ()))
     common = at_default & params.keys() & known.keys()
     other = [n for n in common if not same(params[n], known[n])]
-    params = {n: v for n, v in params.items() if n not in other or _takes(cls, n, v)}
+    for name in other:  # unless what was the default is a value that this version takes
+        value = params[name]
+        if _stands_for_another(value) or may_take(cls, name, value) is False:
+            del params[name]
     for name in () if takes_any(cls) else [n for n in params if n not in known]:
         value, library = params.pop(name), cls.__module__.split(".")[0]
         if name in at_default or _stands_for_another(value):
@@ -200,11 +203,6 @@ def estimator_from(
             f"with {name}={value!r} by {facts.get('version', 'another version')}; install that one"
         )
     return cls(**params)
-
-
-def _takes(cls: Any, name: str, value: Any) -> bool:
-    """Tell whether what was the default of an argument is a value that this version takes."""
-    return not _stands_for_another(value) and may_take(cls, name, value) is not False
 
 
 def _stands_for_another(value: Any) -> bool:

@@ -331,7 +331,12 @@ class HistoryLog:
             return None
         written = written or _Written()
         first = written.n_steps if written.steps == now.steps else 0
-        steps = packed_steps(_steps_from(results._execution, first), self._layout)
+        rest, skipped = StepLog(), first  # steps from an index on, whole epochs unchanged
+        for part in results._execution.parts:
+            if skipped < len(part):
+                rest.parts.append(part if skipped <= 0 else list(part)[skipped:])
+            skipped -= len(part)
+        steps = packed_steps(rest, self._layout)
         if steps is None and now.n_steps > first:  # they cannot be stored as data
             first = now.n_steps = 0
         self._written[results] = now
@@ -400,13 +405,3 @@ def _phases(group: PhaseGroupResults) -> Iterator[PhaseResults]:
             yield from _phases(item)
         else:
             yield item
-
-
-def _steps_from(steps: StepLog, first: int) -> StepLog:
-    """Return the steps from an index on, whole epochs unchanged."""
-    rest = StepLog()
-    for part in steps.parts:
-        if first < len(part):
-            rest.parts.append(part if first <= 0 else list(part)[first:])
-        first -= len(part)
-    return rest

@@ -283,14 +283,16 @@ def _check_trees(ensemble: Any) -> None:
 
 def _check_boosting(model: Any) -> None:
     width = model.n_features_in_
+    mapper = model._bin_mapper
+    flags = np.asarray(mapper.is_categorical_, dtype=bool)
     for trees in model._predictors:
         _expect(len(trees) == model.n_trees_per_iteration_, "_predictors")
         for tree in trees:
             check_predictor(tree)
             leaf = tree.nodes["is_leaf"].astype(bool)
             _check_features(tree.nodes["feature_idx"][~leaf], width)
-            _expect(_known_bins(tree.nodes[~leaf], model), "categories of nodes")
-    mapper = model._bin_mapper
+            asked = tree.nodes["feature_idx"][~leaf & (tree.nodes["is_categorical"] != 0)]
+            _expect(len(flags) == width and bool(flags[asked].all()), "categories of nodes")
     for name in ("is_categorical_", "bin_thresholds_", "n_bins_non_missing_"):
         _expect(len(getattr(mapper, name)) == width, name)
     for column in np.flatnonzero(mapper.is_categorical_):  # bits of a set of 256
@@ -298,13 +300,6 @@ def _check_boosting(model: Any) -> None:
         _expect(bool(((values >= 0) & (values < 256)).all()), "bin_thresholds_")
     start = np.asarray(model._baseline_prediction)
     _expect(start.size == model.n_trees_per_iteration_, "_baseline_prediction")
-
-
-def _known_bins(nodes: Array, model: Any) -> bool:
-    """Tell whether nodes that ask for categories ask of columns that have some."""
-    asked = nodes["feature_idx"][nodes["is_categorical"] != 0]
-    flags = np.asarray(model._bin_mapper.is_categorical_, dtype=bool)
-    return bool(flags[asked].all()) if len(flags) == model.n_features_in_ else False
 
 
 def _check_vectors(machine: Any) -> None:

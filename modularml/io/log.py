@@ -74,21 +74,17 @@ def new_log(folder: Path) -> str:
     """Return a name for a log, and remove logs that no checkpoint in the folder needs."""
     old = [path for path in folder.glob("history-*.log.mml") if _NAME.fullmatch(path.name)]
     if old:
-        with suppress(MMLError, OSError):  # a checkpoint that cannot be read may need any
-            needed = set(map(_log_of, folder.glob("*.ckpt.mml")))
+        # a checkpoint that cannot be read may need any of them
+        with suppress(MMLError, OSError, AttributeError, KeyError, TypeError):
+            needed = set()
+            for path in folder.glob("*.ckpt.mml"):
+                config = read_archive(contents_of(path), path, verify=False).json(CONFIG)
+                segment = Segment.from_json(config["params"].get("log"), path)
+                needed.add("" if segment is None else segment.file)
             for path in old:
                 if path.name not in needed:
                     path.unlink(missing_ok=True)
     return f"history-{secrets.token_hex(6)}.log.mml"
-
-
-def _log_of(path: Path) -> str:
-    config = read_archive(contents_of(path), path, verify=False).json(CONFIG)
-    try:
-        segment = Segment.from_json(config["params"].get("log"), path)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise MMLError(limits.MISFIT, path, CONFIG, "is not type, version and params") from error
-    return "" if segment is None else segment.file
 
 
 def append_segment(

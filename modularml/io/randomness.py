@@ -140,20 +140,16 @@ def deterministic() -> Iterator[None]:
         with _MODES_LOCK:
             _modes.pop()
             if len(_modes) == 1:
-                _restore_modes(torch, _modes.pop())
+                on, warn_only, modes, cublas = _modes.pop()
+                torch.use_deterministic_algorithms(on, warn_only=warn_only)
+                torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = modes
+                if cublas is None:
+                    os.environ.pop(_CUBLAS, None)
 
 
 _MODES_LOCK = threading.Lock()
 _modes: list[Any] = []
 """What to restore, and an entry for each block that is in `deterministic`."""
-
-
-def _restore_modes(torch: Any, before: Any) -> None:
-    on, warn_only, cudnn, cublas = before
-    torch.use_deterministic_algorithms(on, warn_only=warn_only)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
-    if cublas is None:
-        os.environ.pop(_CUBLAS, None)
 
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
