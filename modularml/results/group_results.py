@@ -127,7 +127,7 @@ class PhaseGroupResults:
 
         The first level of the index is the phase's label, ``group/label`` within groups.
         """
-        frames = {path: phase.to_pandas() for path, phase in self.paths()}
+        frames = {path: phase._metrics.to_pandas() for path, phase in self.paths()}
         return pd.concat(frames, names=["phase", "epoch"])
 
     def plot(self, *, path: Any = None) -> Any:
