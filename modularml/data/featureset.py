@@ -378,7 +378,6 @@ class FeatureSet(ExperimentNode, Constructors, Rows[FeatureSetView]):
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}: {n}" for name, n in self._split_sizes().items())
-        dropped = {id(d): d for drops in self._dropped.values() for d in drops}  # each once
         keys = {domain: self._collection.schema.keys(domain) for domain in DOMAINS}
         shown = "; ".join(
             f"{d}: {', '.join(k[:8])}{', ...' if len(k) > 8 else ''}" for d, k in keys.items() if k
@@ -386,7 +385,7 @@ class FeatureSet(ExperimentNode, Constructors, Rows[FeatureSetView]):
         return (
             f"FeatureSet({self.label!r}, {self.n_samples} rows; {shown}"
             f"{'; splits ' + parts if parts else ''}; {len(self._scaler_records)} scalers"
-            f"{'; ' if self._dropped else ''}{described_drops(dropped.values())})"
+            f"{'; ' if self._dropped else ''}{described_drops(self._all_dropped())})"
         )
 
     def _repr_html_(self) -> str:
@@ -408,6 +407,10 @@ class FeatureSet(ExperimentNode, Constructors, Rows[FeatureSetView]):
         if dropped is not None:
             self._dropped[""] = (*self.dropped, dropped)
         return self
+
+    def _all_dropped(self) -> list[DroppedRows]:
+        """Return the drops of this set and of its splits, each once."""
+        return list({id(d): d for parts in self._dropped.values() for d in parts}.values())
 
     def _split_sizes(self) -> dict[str, int]:
         return {name: int((rows >= 0).sum()) for name, rows in self._splits.items()}

@@ -15,7 +15,7 @@ from modularml._optional import require
 from modularml.data.arrow_types import is_category
 from modularml.data.collection import SampleCollection
 from modularml.data.frames import Rename, Stack, TableColumns, check_stacks, column_names
-from modularml.data.mapping import write_columns
+from modularml.data.mapping import Maps, write_columns
 from modularml.data.sources import from_columns
 from modularml.data.table_files import (
     FilePaths,
@@ -80,34 +80,29 @@ def from_parquet(
     categories = [key for key, name in read.items() if name in categorical]
     if in_memory is None:
         in_memory = stack is not None or sum(file.n_bytes for file in files) < MAP_FROM
-    if not in_memory:
-        n_rows = sum(file.metadata.num_rows for file in files)
+    data: Mapping[str, Any]
+    maps: Maps = {}
+    elements = dict[str, list[str]]()
+    if in_memory:
+        parts, whole = [file.whole(read, types) for file in files], []
+        for key in read:
+            chunks = [c for part in parts for c in getattr(part[key], "chunks", [part[key]])]
+            whole.append(pa.chunked_array(chunks, types[key]))
+        columns = TableColumns(list(read), whole.__getitem__)
+        data, elements = columns.stacked(stack), columns.stack_parts(stack)
+    else:
         pieces = (piece for file in files for piece in file.pieces(read, types))
-        arrays, maps = write_columns(pieces, n_rows)
-        return from_columns(
-            arrays,
-            features,
-            targets,
-            tag_keys,
-            copy=False,
-            maps=maps,
-            mask=mask,
-            categories=categories,
-        )
-    parts = [file.whole(read, types) for file in files]
-    data = []
-    for key in read:
-        chunks = [c for part in parts for c in getattr(part[key], "chunks", [part[key]])]
-        data.append(pa.chunked_array(chunks, types[key]))
-    stackable = TableColumns(list(read), data.__getitem__)
+        data, maps = write_columns(pieces, sum(file.metadata.num_rows for file in files))
     return from_columns(
-        stackable.stacked(stack),
+        data,
         features,
         targets,
         tag_keys,
+        copy=False,
+        maps=maps,
         mask=mask,
         categories=categories,
-        elements=stackable.stack_parts(stack),
+        elements=elements,
     )
 
 

@@ -93,18 +93,7 @@ def fit_record(
                 is_data = flattening.apply(stack_columns(holds, fit_rows))
                 flat = _without_padding(wrapped, flat, is_data, masks)
             wrapped.fit(flat, fitted_targets(targets, fit_rows, flat) if targets else None)
-            scores = getattr(wrapped.inner, "scores_", None)
-            if (
-                isinstance(scores, np.ndarray)
-                and scores.dtype.kind == "f"
-                and np.isnan(scores).all()
-            ):
-                score = getattr(getattr(wrapped.inner, "score_func", None), "__name__", "its score")
-                raise ScalerError(
-                    f"{wrapped.scaler_name} has no score of any column, as {score} is undefined "
-                    f"for the targets {_keys(targets or ())}; pass another score_func, such as "
-                    "f_regression for numbers and f_classif for classes"
-                )
+            _check_scores(wrapped, targets or ())
         else:
             for block in blocks:
                 flat, flattening = flatten(block, merged_axes)
@@ -244,6 +233,18 @@ def fitted_targets(
 
 def _keys(names: Iterable[str]) -> list[str]:
     return [name.split(".")[1] for name in names]
+
+
+def _check_scores(scaler: Scaler, targets: Iterable[str]) -> None:
+    """Refuse a selection by scores that are all undefined, as of numbers taken for classes."""
+    scores = getattr(scaler.inner, "scores_", None)
+    if isinstance(scores, np.ndarray) and scores.dtype.kind == "f" and np.isnan(scores).all():
+        function = getattr(getattr(scaler.inner, "score_func", None), "__name__", "its score")
+        raise ScalerError(
+            f"{scaler.scaler_name} has no score of any column, as {function} is undefined for "
+            f"the targets {_keys(targets)}; pass another score_func, such as f_regression for "
+            "numbers and f_classif for classes"
+        )
 
 
 def _outputs(
