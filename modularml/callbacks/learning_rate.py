@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack
 
@@ -152,17 +152,24 @@ class LearningRateFinder(Configurable):
         def search(runner: Any) -> LearningRates:
             graph, means = phase.graph(), list[float]()
             runner._seed_samplers(phase)
-            with graph.frozen_within(phase.freeze or ()):
+            with graph.frozen_within(phase.freeze or ()), ExitStack() as undo:
                 feed = phase.feed()
                 optimizers = graph.moving_optimizers(phase.active_nodes)
-                with _without_schedules(optimizers):
-                    feed.refresh()
-                    rates = np.geomspace(self.lowest, self.highest, self.n_steps)
-                    for loss in _losses(feed, phase, optimizers, rates):
-                        means.append(loss)
-                        smooth = self._smoothed(means)
-                        if len(means) > _FEWEST and smooth[-1] > self.stop_factor * smooth.min():
-                            break
+                have_rates = [o.instance is not None and o.initial_rates[0] for o in optimizers]
+                if not optimizers or not all(have_rates):
+                    raise ConfigError(
+                        "nothing that the phase trains has an optimizer with a learning rate"
+                    )
+                for optimizer in optimizers:  # no scheduler steps
+                    undo.callback(setattr, optimizer, "scheduler", optimizer.scheduler)
+                    optimizer.scheduler = None
+                feed.refresh()
+                rates = np.geomspace(self.lowest, self.highest, self.n_steps)
+                for loss in _losses(feed, phase, optimizers, rates):
+                    means.append(loss)
+                    smooth = self._smoothed(means)
+                    if len(means) > _FEWEST and smooth[-1] > self.stop_factor * smooth.min():
+                        break
             return LearningRates(rates[: len(means)], np.array(means), self._smoothed(means))
 
         found: LearningRates = experiment._previewed([phase], {}, search)
@@ -201,21 +208,6 @@ def _set_rates(optimizers: list[Any], base: list[list[float]], rate: float) -> N
     for optimizer, own in zip(optimizers, base, strict=True):
         adapter = adapter_for(optimizer.backend)
         adapter.set_learning_rates(optimizer.instance, [rate * r / first for r in own])
-
-
-@contextmanager
-def _without_schedules(optimizers: list[Any]) -> Iterator[None]:
-    """Let no scheduler step within a block."""
-    if not optimizers or any(o.instance is None or not o.initial_rates[0] for o in optimizers):
-        raise ConfigError("nothing that the phase trains has an optimizer with a learning rate")
-    before = [optimizer.scheduler for optimizer in optimizers]
-    for optimizer in optimizers:
-        optimizer.scheduler = None
-    try:
-        yield
-    finally:
-        for optimizer, scheduler in zip(optimizers, before, strict=True):
-            optimizer.scheduler = scheduler
 
 
 @registered

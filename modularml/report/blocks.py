@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from io import StringIO
@@ -260,7 +260,15 @@ def from_matplotlib(figure: Any, title: str, description: str, *, is_themed: boo
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     used = {name for _, name in _USED.findall(svg)}
-    svg = re.sub(r"<[^>]+>", lambda tag: _rewritten(tag[0], used, is_themed), svg)
+
+    def in_page(tag: re.Match[str]) -> str:  # its fonts and colours; no ids that nothing refers to
+        text = tag[0].replace("'DejaVu Sans'", "var(--sans)")
+        for colour, name in _THEME.items() if is_themed else ():
+            text = re.sub(f": {colour}", f": var({name})", text, flags=re.IGNORECASE)
+        text = _NAMED.sub(lambda m: f'id="@@{m[1]}"' if m[1] in used else "", text)
+        return _USED.sub(r"\1@@\2", text).replace(" >", ">")
+
+    svg = re.sub(r"<[^>]+>", in_page, svg)
     box, width = re.findall(r'(viewBox="[^"]*?([\d.]+) [\d.]+")', svg)[0]
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -269,15 +277,6 @@ def from_matplotlib(figure: Any, title: str, description: str, *, is_themed: boo
     svg = re.sub(r"<svg[^>]*>", opening, svg, count=1)
     svg = _with_texts(re.sub(r"\s*\n\s*", "\n", svg), title, description)
     return Figure(title, svg, is_white=not is_themed)
-
-
-def _rewritten(tag: str, used: Collection[str], is_themed: bool) -> str:
-    """Return a tag with fonts and colours of the page, and without ids that nothing refers to."""
-    tag = tag.replace("'DejaVu Sans'", "var(--sans)")
-    for colour, name in _THEME.items() if is_themed else ():
-        tag = re.sub(f": {colour}", f": var({name})", tag, flags=re.IGNORECASE)
-    tag = _NAMED.sub(lambda m: f'id="@@{m[1]}"' if m[1] in used else "", tag)
-    return _USED.sub(r"\1@@\2", tag).replace(" >", ">")
 
 
 def from_diagram(diagram: Diagram, title: str) -> Figure:
