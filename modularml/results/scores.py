@@ -161,7 +161,7 @@ def find_score(
     if callable(score):
 
         def with_axes_of_targets(true: Array, out: Array) -> float:
-            fits = _flat(out).shape == _flat(true).shape
+            fits = squeezed(out).shape == squeezed(true).shape
             return float(score(true, out.reshape(true.shape) if fits else out, **kwargs))
 
         return with_axes_of_targets
@@ -183,7 +183,7 @@ def find_score(
         raise UnknownNameError("metric", name, [*names, *getattr(torchmetrics, "__all__", [])])
     as_tensor = adapter_for("torch").from_numpy
     return _with_name(
-        name, lambda true, out: cls(**kwargs)(as_tensor(_flat(out)), as_tensor(_flat(true)))
+        name, lambda true, out: cls(**kwargs)(as_tensor(squeezed(out)), as_tensor(squeezed(true)))
     )
 
 
@@ -318,7 +318,7 @@ def _score_of(scorer: Any, meaning: Meaning, options: Mapping[str, Any] | None =
         if by_class and fixed.meaning != "values":
             how = {**made, **kwargs, "labels": fixed.classes_}
             final_scorer = require("sklearn.metrics").make_scorer(function, **how)
-        return float(final_scorer(fixed, out, _flat(true)))
+        return float(final_scorer(fixed, out, squeezed(true)))
 
     return score
 
@@ -334,7 +334,7 @@ class _FixedOutputs:
     """An estimator for scikit-learn's scorers that returns given outputs."""
 
     def __init__(self, true: Array, out: Array, meaning: Meaning) -> None:
-        true, out = _flat(true), _flat(out)
+        true, out = squeezed(true), squeezed(out)
         self.meaning = _meaning(true, out) if meaning == "auto" else meaning
         if self.meaning == "values":
             return
@@ -350,7 +350,7 @@ class _FixedOutputs:
 
     def predict(self, out: Array) -> Array:
         """Return values, or the most likely class."""
-        flat = _flat(out)
+        flat = squeezed(out)
         if self.meaning == "values":
             return flat
         if flat.ndim == 1:
@@ -359,11 +359,11 @@ class _FixedOutputs:
 
     def predict_proba(self, out: Array) -> Array:
         """Return the probability of each class."""
-        return _shares(_flat(out), self.meaning)
+        return _shares(squeezed(out), self.meaning)
 
     def decision_function(self, out: Array) -> Array:
         """Return scores: higher for the second class, or one column per class."""
-        flat = _flat(out)
+        flat = squeezed(out)
         return np.asarray(flat[:, 1] - flat[:, 0]) if flat.shape[1:] == (2,) else flat
 
     def fit(self, *_: Any) -> None:
@@ -431,7 +431,7 @@ def _sums_to_one(out: Array) -> bool:
     return bool((out >= 0).all()) and np.allclose(out.sum(axis=1), 1, atol=1e-4)
 
 
-def _flat(values: Array) -> Array:
+def squeezed(values: Array) -> Array:
     """Drop axes of length 1 after the first."""
     sizes = [n for n in values.shape[1:] if n != 1]
     return np.asarray(values.reshape(len(values), *sizes))

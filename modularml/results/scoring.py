@@ -13,7 +13,7 @@ from modularml._typing import Array
 from modularml._warning import warn
 from modularml.data.execution import ExecutionContext
 from modularml.errors import ConfigError, DataError, ShapeError
-from modularml.results.scores import Score
+from modularml.results.scores import Score, squeezed
 
 __all__ = [
     "Reduce",
@@ -252,11 +252,7 @@ def real_steps(true: Array, out: Array, holds: Array) -> tuple[Array, Array]:
     if true.ndim > 2 and shape[1] > 1 and out.shape == shape and (holds == holds[:, :1]).all():
         true, out = (np.moveaxis(values, 1, -1)[holds[:, 0]] for values in (true, out))
         return true, out
-    true, holds = (
-        true.reshape(len(true), *_squeezed_shape(true)),
-        holds.reshape(len(holds), *_squeezed_shape(holds)),
-    )
-    flat = out.reshape(len(out), *_squeezed_shape(out))
+    true, holds, flat = map(squeezed, (true, holds, out))
     if flat.shape == true.shape:
         return true[holds], flat[holds]
     if flat.ndim == true.ndim + 1 and flat.shape[:-1] == true.shape:
@@ -276,10 +272,6 @@ def blanked(values: Array, holds: Array | None) -> Array:
         return values
     floats = values if values.dtype.kind == "f" else values.astype(np.float64)
     return np.where(holds.reshape(values.shape), floats, np.nan).astype(floats.dtype)
-
-
-def _squeezed_shape(values: Array) -> list[int]:
-    return [size for size in values.shape[1:] if size != 1]
 
 
 Reduce: TypeAlias = Literal["mean", "median", "min", "max"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from modularml._arguments import same
 from modularml._typing import Array, IntArray
 from modularml.backends import adapter_for
 from modularml.context import ExperimentContext
@@ -177,7 +178,7 @@ def packed_logs(logs: Sequence[StepLog], layout: PackedLayout) -> dict[str, Any]
     once = _packed_run(stored, pieces[0])
     is_same = all(
         len(some) == len(pieces[0])
-        and all(_same(a[n], b[n]) for a, b in zip(some, pieces[0], strict=True) for n in _OF_ROWS)
+        and all(same(a[n], b[n]) for a, b in zip(some, pieces[0], strict=True) for n in _OF_ROWS)
         for some in pieces
     )
     shared = {name: once[name] for name in _OF_ROWS} if is_same else {}
@@ -191,16 +192,6 @@ def unpacked_logs(data: Mapping[str, Any], layouts: Layouts) -> list[list[Execut
 
 _OF_ROWS = ("epoch", "batch", "rows", "totals")
 """Fields of packed steps that depend on the rows that were read, and not on the outputs."""
-
-
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if isinstance(a, np.ndarray):
-        return bool(np.array_equal(a, b))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return len(a) == len(b) and all(map(_same, a, b))
 
 
 def _unpacked_run(
