@@ -9,8 +9,8 @@ from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pandas as pd
 
-from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.errors import ConfigError, DataError
 
@@ -297,7 +297,7 @@ def per_group(
     Coverage then holds within each group (Vovk, Lindsay, Nouretdinov & Gammerman 2003, *Mondrian
     confidence machine*).
     """
-    missing = require("pandas").isna(rows)
+    missing = pd.isna(rows)
     if missing.any():
         raise DataError(
             f"{missing.sum()} of {len(rows)} rows have no group (the first at row "

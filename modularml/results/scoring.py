@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
+import pandas as pd
 
-from modularml._optional import require
 from modularml._typing import Array
 from modularml._warning import warn
 from modularml.data.execution import ExecutionContext
@@ -175,7 +175,7 @@ def _members(groups: Array | None, group_by: str | None, n: int) -> Iterator[tup
             f"group_by must name a column of one value per row, but {group_by!r} has values of "
             f"shape {groups.shape[1:]}"
         )
-    codes, labels = require("pandas").factorize(groups, sort=True, use_na_sentinel=False)
+    codes, labels = pd.factorize(groups, sort=True, use_na_sentinel=False)
     for i, label in enumerate(labels):
         yield label.item() if hasattr(label, "item") else label, codes == i
 
@@ -184,11 +184,8 @@ def lacks_target(true: Array, mask: Array | None) -> Array:
     """Return which rows have a missing target, apart from padding."""
     if true.dtype.kind not in "fOmM":
         return np.zeros(len(true), dtype=bool)
-    missing: Any = np.asarray(require("pandas").isna(true))
-    if mask is not None:
-        missing = missing & mask
-    lacks: Array = missing.reshape(len(true), -1).any(axis=1)
-    return lacks
+    missing: Any = pd.isna(true) if mask is None else pd.isna(true) & mask
+    return np.asarray(missing.reshape(len(true), -1).any(axis=1))
 
 
 def score_or_nan(score: Score, true: Array, out: Array, *, required: bool) -> tuple[float, str]:
@@ -343,7 +340,7 @@ def aggregated(
             f"outputs of {out.dtype} cannot be averaged over replicates (per={name!r}); score "
             "probabilities (output_method='predict_proba') or numbers"
         )
-    codes = require("pandas").factorize(values, sort=True)[0]
+    codes = pd.factorize(values, sort=True)[0]
     if (codes < 0).any():
         row = int((codes < 0).argmax())
         raise DataError(f"row {row} has no value of {name!r}, so its sample is unknown (per=)")
@@ -374,5 +371,4 @@ def _constant(values: Array, rows: list[Array], what: str, per: str) -> Array:
                 f"{what} differ within a sample of {per!r}, as in rows {part[:5].tolist()}; they "
                 "must be equal for replicates"
             )
-    first: Array = values[np.array([part[0] for part in rows])]
-    return first
+    return np.asarray(values[[part[0] for part in rows]])
