@@ -25,6 +25,7 @@ from modularml.experiment.history import (
     unpacked_history,
 )
 from modularml.experiment.plan_state import PlanState
+from modularml.experiment.resume import described_run
 from modularml.graph.files import (
     ContextYaml,
     file_backends,
@@ -341,7 +342,7 @@ class ExperimentCheckpoints(ContextYaml):
         log = None if alone else logs.pop(folder, None)
         if not alone and (log is None or not log.is_intact):
             log = HistoryLog(folder)
-        about, run = self._runner.described(position)
+        about, run = described_run(self._runner, self._runner.item, position)
         written = self._checkpoint_to(path, overwrite, meta, about, run, log)
         if log is not None:  # after a failure the next checkpoint starts another log
             logs[folder] = log

@@ -22,7 +22,7 @@ from modularml.engine.interruption import Interruption, exit_on_signals, is_inte
 from modularml.engine.loop import phase_epochs
 from modularml.engine.monitoring import check_lengths
 from modularml.engine.run_state import RunState, restored_on_error, samplers_and_callbacks
-from modularml.experiment.resume import config_hash, described_run, resume_from
+from modularml.experiment.resume import config_hash, resume_from
 from modularml.graph.files import check_storable
 from modularml.io.atomic import Owned
 from modularml.io.randomness import (
@@ -336,11 +336,6 @@ class Runner:
         """Hash of what defines the run."""
         assert self.item is not None
         return config_hash(self.experiment, self.item)
-
-    def described(self, position: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the identity and position of this run, and its state."""
-        assert self.item is not None
-        return described_run(self, self.item, position)
 
     def resume(self, run_info: dict[str, Any]) -> None:
         """Skip finished phases and fired hooks from now on."""
