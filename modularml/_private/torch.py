@@ -18,6 +18,7 @@ __all__ = [
     "FUSED_KERNELS",
     "RESETS",
     "DispatchMode",
+    "bytes_of",
     "compiled",
     "first_step",
     "for_each",
@@ -73,10 +74,13 @@ FUSED_KERNELS: dict[type, Any] = {
 
 def version(tensor: Any) -> Any:
     """Return what differs after a tensor was changed in place: torch's counter, or its bytes."""
-    if not PUBLIC_ONLY:
-        return tensor._version
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+    return bytes_of(tensor).tobytes() if PUBLIC_ONLY else tensor._version
+
+
+def bytes_of(tensor: Any) -> Any:
+    """Return the bytes of a tensor of any dtype as an array."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy()  # one row has any stride
 
 
 # -- hooks ------------------------------------------------------------------------------------
@@ -157,7 +161,8 @@ def compiled(module: Any, arguments: Sequence[Any], settings: Mapping[str, Any])
     if not PUBLIC_ONLY:
         return require("torch._inductor").compile(module, list(arguments), options=dict(settings))
     run = torch.compile(module, fullgraph=True, dynamic=False, options=dict(settings))
-    run(*[t.detach().clone() for t in arguments])  # it is compiled by its first call
+    with torch.random.fork_rng(devices=[]):
+        run(*[t.detach().clone() for t in arguments])  # it is compiled by its first call
     return lambda *tensors: run(*[t.detach() for t in tensors])
 
 

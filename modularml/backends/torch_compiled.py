@@ -15,7 +15,7 @@ from modularml._optional import require
 from modularml._private.torch import compiled, for_each
 from modularml.backends.base import Compute
 from modularml.backends.options import NotStackableError, StackMember, StepOptions
-from modularml.backends.torch_member import MemberModels
+from modularml.backends.torch_member import MemberModels, agree
 from modularml.backends.torch_tracing import lifted, traced
 
 torch = require("torch", purpose="to train torch models")
@@ -122,7 +122,7 @@ class CompiledGradients:
             wanted = self._compute(inputs)[1]
         with self._buffers_kept():
             losses = function(inputs)[1]
-        return _agree(losses, wanted)
+        return agree(losses, wanted)
 
     def _compiled(self, inputs: Sequence[Any]) -> _Function | None:
         """Return the compiled function for batches of these shapes; None if there is none."""
@@ -191,7 +191,7 @@ class CompiledGradients:
         with self._nothing_kept():
             own_total, own_losses, own_outputs = function(inputs)
             own = [t.clone() for t in (*own_losses, *own_outputs, *buffers)]
-        if not _agree(own, wanted) or not _agree(own_total.grads, grads, together=True):
+        if not agree(own, wanted) or not agree(own_total.grads, grads, together=True):
             raise NotStackableError("compiled, it has other losses, outputs or gradients")
 
     @contextmanager
@@ -294,22 +294,3 @@ def _inductor(module: Any, arguments: Sequence[Any]) -> Callable[..., Any]:
             return run
     except Exception as error:
         raise NotStackableError.of(error) from error
-
-
-def _agree(own: Sequence[Any], wanted: Sequence[Any], *, together: bool = False) -> bool:
-    """Return whether tensors are equal to rounding, that of each or of the largest of all."""
-    scales = list(map(_scale, wanted))
-    largest = max(scales, default=0.0)
-    for a, b, scale in zip(own, wanted, scales, strict=True):
-        limit = 1e-3 * scale + 2e-6 * largest if together else 1e-4 * scale
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        if not torch.allclose(a, b, rtol=0.0, atol=limit + 1e-7, equal_nan=True):
-            return False
-    return True
-
-
-def _scale(tensor: Any) -> float:
-    """Return the largest magnitude among the values that are finite."""
-    finite = tensor[torch.isfinite(tensor)]
-    return float(finite.to(torch.float64).abs().max()) if finite.numel() else 0.0

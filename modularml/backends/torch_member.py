@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from modularml._optional import require
-from modularml._private.torch import global_hooks, has_weight_hooks, hooks_of, version
+from modularml._private.torch import bytes_of, global_hooks, has_weight_hooks, hooks_of, version
 from modularml.backends.options import NotStackableError, StackMember
 from modularml.backends.torch_tracing import Dropouts
 
@@ -30,6 +30,7 @@ __all__ = [
     "MemberModels",
     "OwnStep",
     "StepState",
+    "agree",
     "differences",
     "state_for",
 ]
@@ -254,10 +255,9 @@ def _contents(value: Any, memo: dict[int, Any], by_name: bool) -> Any:
         name = getattr(value, "__qualname__", type(value).__qualname__)
         return "object", name if by_name else id(value)
     if isinstance(value, torch.Tensor):
-        memo[id(value)] = copied = value.detach().clone()
-        flat = copied.cpu().contiguous().flatten().view(torch.uint8)
+        memo[id(value)] = value.detach().clone()
         facts = str(value.dtype), tuple(value.shape), str(value.device)
-        return "tensor", *facts, flat.numpy().tobytes()
+        return "tensor", *facts, bytes_of(value).tobytes()
     if isinstance(value, np.ndarray) and value.dtype != object:
         return "array", str(value.dtype), value.shape, value.tobytes()
     return _parts(value, memo, by_name)
@@ -390,3 +390,22 @@ def state_for(generator: Any, state: Mapping[str, Any]) -> Any:
     device = generator.device
     kept = states["cpu"] if device.type == "cpu" else states["cuda"][device.index or 0]
     return torch.from_numpy(kept)
+
+
+def agree(own: Sequence[Any], wanted: Sequence[Any], *, together: bool = False) -> bool:
+    """Return whether tensors are equal to rounding, that of each or of the largest of all."""
+    scales = list(map(_scale, wanted))
+    largest = max(scales, default=0.0)
+    for a, b, scale in zip(own, wanted, scales, strict=True):
+        limit = 1e-3 * scale + 2e-6 * largest if together else 1e-4 * scale
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if not torch.allclose(a, b, rtol=0.0, atol=limit + 1e-7, equal_nan=True):
+            return False
+    return True
+
+
+def _scale(tensor: Any) -> float:
+    """Return the largest magnitude among the values that are finite."""
+    finite = tensor[torch.isfinite(tensor)]
+    return float(finite.to(torch.float64).abs().max()) if finite.numel() else 0.0

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from modularml._optional import require
-from modularml._private.torch import for_each, version
+from modularml._private.torch import bytes_of, for_each, version
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends.fingerprint import Identity, checksum
 from modularml.backends.layouts import InputShape, arranged, is_several, shapes_of
@@ -235,9 +235,7 @@ class TorchOperations(ModelOperations):
 
     def weights_version(self, model: Any) -> Hashable:
         """Return checksums of the values, which also detect changes through ``.data``."""
-        tensors = (t.detach() for t in (*model.parameters(), *model.buffers()))
-        flat = (t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for t in tensors)
-        return tuple(map(checksum, flat))
+        return tuple(checksum(bytes_of(t)) for t in (*model.parameters(), *model.buffers()))
 
     def loss_parameters(self, loss: Any) -> dict[str, Any]:
         if not isinstance(loss, torch.nn.Module):

@@ -18,15 +18,13 @@ import numpy as np
 from modularml._optional import require
 from modularml.backends.base import NotFiniteError
 from modularml.backends.options import NotStackableError, StackMember
-from modularml.backends.torch_member import MemberModels, OwnStep, differences, state_for
+from modularml.backends.torch_member import MemberModels, OwnStep, agree, differences, state_for
 from modularml.backends.torch_stacked_optimizer import StackedOptimizer, clip_members
 from modularml.backends.torch_tracing import ReplacedDropouts, traced
 
 torch = require("torch", purpose="to train torch models")
 
 __all__ = ["TorchStack"]
-
-_TOLERANCE = 1e-3  # of gradients, relative to the largest of a parameter
 
 
 class TorchStack:
@@ -354,14 +352,8 @@ class TorchStack:
             self._stacked[name].copy_(values)
         for place, own in alone.items():
             same = np.allclose(losses[place].tolist(), own.losses, 1e-4, 1e-6, equal_nan=True)
-            # rounding of a gradient is that of the largest of all; the step reports others
-            scales = [float(g.abs().max()) if g.numel() else 0.0 for g in own.gradients.values()]
-            largest = max(filter(math.isfinite, scales), default=0.0)
-            for name, grad, scale in zip(self._trained, grads, scales, strict=True):
-                if same and grad.numel() and math.isfinite(scale):
-                    apart = (grad[place] - own.gradients[name]).abs().max()
-                    same = bool(apart <= _TOLERANCE * scale + 2e-6 * largest + 1e-7)
-            if not same:
+            gradients = [own.gradients[name] for name in self._trained]
+            if not same or not agree([g[place] for g in grads], gradients, together=True):
                 raise NotStackableError(
                     "a model or loss of some differs from the first in more than weights, rates "
                     "and loss weights"

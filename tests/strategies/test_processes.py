@@ -121,11 +121,14 @@ def test_a_signal_ends_workers_before_the_parent(tmp_path):
     assert "set_checkpoint_dir(path)" in error
 
 
-@pytest.mark.parametrize("to", ["group", "terminal"])
+LATE = pytest.mark.private("torch's compiler is imported, after which a signal ends Python with 1")
+
+
+@pytest.mark.parametrize("to", ["group", pytest.param("terminal", marks=LATE)])
 def test_folds_in_workers_keep_their_states(to, tmp_path):
     number = signal.SIGINT if to == "terminal" else signal.SIGTERM
     # (with torch's compiler and `tabulate`, which it imports at exit, -2 would become 1: their
-    # `exec` of text makes CPython forget how it ends; see torch_dynamo)
+    # `exec` of text makes CPython forget how it ends; see `import_dynamo_late`)
     with job(tmp_path, checkpoints=True) as process:
         pids = workers(process, tmp_path)
         os.killpg(process.pid, number)  # workers too, whom the parent asks again
