@@ -38,7 +38,6 @@ from modularml.graph.weighted_node import (
     Reach,
     check_weights,
     fit_then_predict,
-    no_learner,
     trainable,
 )
 from modularml.training import AppliedLoss
@@ -347,11 +346,12 @@ class Compiler(LossReader):
                 own = (optimizers[i] for i in self.segments[home] if i in optimizers)
                 found[home] = list({id(optimizer): optimizer for optimizer in own}.values())
         if not any(found) and not self.learners:
-            raise no_learner([a.label for a in losses], self.nodes)
+            raise LossError(
+                f"no loss of {[a.label for a in losses]} depends on a trainable node; apply one on "
+                f"{[n.label for n in trainable(self.nodes)]}"
+            )
         reach.warn(self.by_id, optimizers.keys() - reached)
         return found
-
-    # -- assembly -----------------------------------------------------------------------------
 
     def _plan(
         self,

@@ -145,10 +145,21 @@ def lineages_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], ColumnLin
                 else:
                     parts.append(lineages.get((resolve_id(ref), domain)))
             lineages[node.node_id, domain] = node.flow(domain, parts)
-        if (names := as_list(getattr(node, "targets", None))) and lineages[
-            node.node_id, "features"
-        ]:
-            lineages[node.node_id, "targets"] = _named_targets(node, names, lineages)
+        names = as_list(getattr(node, "targets", None))
+        if not names or not lineages[node.node_id, "features"]:
+            continue
+        available: list[str] = []
+        for leaf in source_columns_of(lineages[node.node_id, "features"]):
+            schema = leaf.source.ref.resolve().collection.schema
+            targets = [column_named(name, schema, "targets") for name in names]
+            if None not in targets:  # those named by the node, from one of its FeatureSets
+                lineages[node.node_id, "targets"] = SourceColumns(
+                    leaf.source, tuple(map(str, targets))
+                )
+                break
+            available += [n for n, spec in schema.columns.items() if spec.domain == "targets"]
+        else:
+            raise UnknownNameError(f"targets of node {node.label!r}", ", ".join(names), available)
     return lineages
 
 
@@ -160,20 +171,6 @@ def units_of(lineage: ColumnLineage) -> dict[str, str]:
         raw = [schema[f"{name.rpartition('.')[0]}.{RAW}"] for name in leaf.columns]
         units |= {spec.key: spec.unit or "" for spec in raw}
     return units
-
-
-def _named_targets(
-    node: ComputeNode, names: Sequence[str], lineages: Mapping[Any, ColumnLineage]
-) -> ColumnLineage:
-    """Return the target columns named by a node, from one of its FeatureSets."""
-    available: list[str] = []
-    for leaf in source_columns_of(lineages[node.node_id, "features"]):
-        schema = leaf.source.ref.resolve().collection.schema
-        columns = [column_named(name, schema, "targets") for name in names]
-        if None not in columns:
-            return SourceColumns(leaf.source, tuple(map(str, columns)))
-        available += [name for name, spec in schema.columns.items() if spec.domain == "targets"]
-    raise UnknownNameError(f"targets of node {node.label!r}", ", ".join(names), available)
 
 
 def resolve_id(ref: Any) -> str:

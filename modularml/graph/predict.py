@@ -94,8 +94,14 @@ def predictions(
             inputs = [read(at, at + size) for read in columns]
             parts.append(_run_present(run, inputs) if allow_missing else run(inputs))
     chunks = [np.concatenate([part[i] for part in parts]) for i in range(len(nodes))]
-    if allow_missing and warn_missing:
-        _warn_of_missing(nodes, chunks)
+    for target, out in zip(nodes, chunks, strict=True) if allow_missing and warn_missing else ():
+        if out.dtype.kind == "f" and np.isnan(out).any():
+            n = int(np.isnan(out).reshape(len(out), -1).any(axis=1).sum())
+            warn(
+                f"{n} of {len(out)} predictions of {target.label!r} are NaN, as values of these "
+                "rows are missing or unknown, or weights are not finite; fill missing features "
+                "with a recorded step, such as fs.fit_transform('SimpleImputer', domain='features')"
+            )
     lineages = plan.layout.lineages
     return [
         Prediction(lineages, n, out, readers, lead) for n, out in zip(nodes, chunks, strict=True)
@@ -120,18 +126,6 @@ def _run_present(run: Callable[[list[Array]], list[Array]], inputs: list[Array])
         outputs.append(np.full((len(lacks), *present.shape[1:]), missing, dtype=dtype))
         outputs[-1][~lacks] = present
     return outputs
-
-
-def _warn_of_missing(nodes: list[Any], outputs: list[Array]) -> None:
-    """Warn of rows without a prediction, with their number."""
-    for node, out in zip(nodes, outputs, strict=True):
-        if out.dtype.kind == "f" and np.isnan(out).any():
-            n = int(np.isnan(out).reshape(len(out), -1).any(axis=1).sum())
-            warn(
-                f"{n} of {len(out)} predictions of {node.label!r} are NaN, as values of these "
-                "rows are missing or unknown, or weights are not finite; fill missing features "
-                "with a recorded step, such as fs.fit_transform('SimpleImputer', domain='features')"
-            )
 
 
 class Prediction:

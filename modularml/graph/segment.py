@@ -322,8 +322,8 @@ class Program:
         **options: Any,
     ) -> InputSlot:
         """Return an input of columns on the program's device."""
-        slot = InputSlot(role, source, columns, dtype, shape, **options)
-        return replace(slot, adapter=self.adapter, device=self.device)
+        options |= {"adapter": self.adapter, "device": self.device}
+        return InputSlot(role, source, columns, dtype, shape, **options)
 
     def moved(self, arg: int, device: Any) -> int:
         """Return the slot of a value on a device, copied there at most once."""

@@ -174,42 +174,40 @@ def summarize(
 
     The last rows are `losses`, by label, with parameters of their own.
     """
-    rows = [_row(n, nodes, optimizer) for n in nodes.values()]
+    rows = []
+    for node in nodes.values():
+        incoming = input_shapes(node, nodes)
+        shapes = " + ".join(filter(None, map(shape_text, incoming)))
+        out = shape_text(output_shape(node))
+        if not isinstance(node, ModelNode):
+            kind = type(node).__name__
+            rows.append(NodeSummary(node.label, kind, "", shapes, out, 0, 0, False, ""))
+            continue
+        if not node.reads_several and node.is_built and node.input_shape not in (None, incoming[0]):
+            shapes += f" as {shape_text(node.input_shape)}"
+        adapter = adapter_for(node.backend)
+        counts = adapter.count_parameters(node.model.module)
+        unknown = not node.is_built and adapter.gradients and not counts[0]
+        total, trainable = (None, None) if unknown else counts
+        rows.append(
+            NodeSummary(
+                node.label,
+                node.model.shown_name,
+                node.backend.value,
+                shapes,
+                out,
+                total,
+                0 if node.is_frozen else trainable,
+                node.is_frozen,
+                next((o.name for o in (optimizer, node.optimizer) if o is not None), ""),
+            )
+        )
     moved = "" if optimizer is None else optimizer.name
     for name, loss in losses.items():
         n = sum(math.prod(p.shape) for p in loss.parameters().values())
         backend = loss.backend.value
         rows.append(NodeSummary(name, loss.name, backend, "", "", n, n, False, moved))
     return GraphSummary(label, tuple(rows))
-
-
-def _row(
-    node: ComputeNode, nodes: Mapping[str, ComputeNode], optimizer: Optimizer | None
-) -> NodeSummary:
-    incoming = input_shapes(node, nodes)
-    shapes = " + ".join(filter(None, map(shape_text, incoming)))
-    out = shape_text(output_shape(node))
-    if not isinstance(node, ModelNode):
-        return NodeSummary(node.label, type(node).__name__, "", shapes, out, 0, 0, False, "")
-    if not node.reads_several and node.is_built and node.input_shape not in (None, incoming[0]):
-        shapes += f" as {shape_text(node.input_shape)}"
-    adapter = adapter_for(node.backend)
-    total: int | None
-    trainable: int | None
-    total, trainable = adapter.count_parameters(node.model.module)
-    if not node.is_built and adapter.gradients and not total:
-        total = trainable = None
-    return NodeSummary(
-        node.label,
-        node.model.shown_name,
-        node.backend.value,
-        shapes,
-        out,
-        total,
-        0 if node.is_frozen else trainable,
-        node.is_frozen,
-        next((o.name for o in (optimizer, node.optimizer) if o is not None), ""),
-    )
 
 
 def shape_text(shape: Shape | None) -> str:

@@ -31,7 +31,6 @@ __all__ = [
     "fit_then_predict",
     "is_fittable",
     "learners",
-    "no_learner",
     "to_fit",
     "trainable",
 ]
@@ -102,14 +101,6 @@ def no_optimizer(nodes: Iterable[ComputeNode]) -> OptimizerNotSetError:
         f"the trainable nodes {[n.label for n in nodes]} have no optimizer; give one to the "
         "graph, or to each of them"
     ).with_code("MML-406")
-
-
-def no_learner(labels: Sequence[str], nodes: Iterable[ComputeNode]) -> LossError:
-    """Return the error that no loss depends on a trainable node."""
-    return LossError(
-        f"no loss of {list(labels)} depends on a trainable node; apply one on "
-        f"{[n.label for n in trainable(nodes)]}"
-    )
 
 
 class WeightedNode(ComputeNode):

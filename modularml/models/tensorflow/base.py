@@ -21,7 +21,7 @@ from modularml.backends.tensorflow_models import call, check_layers
 from modularml.errors import ConfigError
 from modularml.io.randomness import unchanged_randomness
 from modularml.models.base import check_weights
-from modularml.models.layered import LayeredModel
+from modularml.models.layered import LayerArguments, LayeredModel
 
 __all__ = ["SequentialModel", "TensorflowBaseModel", "activation_layer", "by_name"]
 
@@ -46,6 +46,8 @@ class TensorflowBaseModel(LayeredModel, ABC):
 
     def __init__(self, **init_args: Any) -> None:
         super().__init__("tensorflow", **init_args)
+        if isinstance(self, LayerArguments) and "activation" in init_args:
+            activation_layer(init_args["activation"])
         self.inner: Any = None
         self.training = False
         self.frozen_variables: list[Any] = []
@@ -162,10 +164,6 @@ class SequentialModel(TensorflowBaseModel, ABC):
     """A Keras model that is one sequence of layers."""
 
     reads_several = False
-
-    def __init__(self, *, activation: str, **kwargs: Any) -> None:
-        activation_layer(activation)
-        super().__init__(activation=activation, **kwargs)
 
     def make_model(self, input_shape: Shape, output_shape: Shape | None) -> keras.Model:
         """Return the layers as one Keras model."""

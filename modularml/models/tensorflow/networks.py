@@ -152,11 +152,6 @@ class SequenceModel(SequenceArguments, TensorflowBaseModel, ABC):
 
     reads_several = False
 
-    def __init__(self, **kwargs: Any) -> None:
-        if "activation" in kwargs:
-            activation_layer(kwargs["activation"])
-        super().__init__(**kwargs)
-
     @abstractmethod
     def make_encoder(self, n_channels: int, n_steps: int) -> list[Any]:
         """Return layers of ``(n, time, width)``; those with `reads_mask` get the mask too."""
@@ -194,22 +189,21 @@ class SequenceNetwork(keras.Model):  # type: ignore[misc]
         for layer in self.encoder:
             more = (mask,) if getattr(layer, "reads_mask", False) else ()
             steps = layer(steps, *more, training=training)
-        out = self._pooled(steps, mask)
+        if mask is None:
+            out = ops.mean(steps, axis=1) if self.pooling == "mean" else steps[:, -1]
+        else:
+            n_real = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True)
+            if self.pooling == "mean":
+                total = ops.sum(steps * ops.cast(mask, steps.dtype)[..., None], axis=1)
+                out = total / ops.cast(n_real, steps.dtype)  # NaN without real steps
+            else:
+                places = ops.arange(steps.shape[1], dtype="int32")
+                is_last = ops.cast(places == n_real - 1, steps.dtype)
+                last = ops.sum(steps * is_last[..., None], axis=1)
+                out = ops.where(n_real > 0, last, math.nan)
         for layer in self.head:
             out = layer(out)
         return out
-
-    def _pooled(self, steps: Any, mask: Any) -> Any:
-        if mask is None:
-            return ops.mean(steps, axis=1) if self.pooling == "mean" else steps[:, -1]
-        n_real = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True)
-        if self.pooling == "mean":
-            total = ops.sum(steps * ops.cast(mask, steps.dtype)[..., None], axis=1)
-            return total / ops.cast(n_real, steps.dtype)  # NaN without real steps
-        places = ops.arange(steps.shape[1], dtype="int32")
-        is_last = ops.cast(places == n_real - 1, steps.dtype)
-        last = ops.sum(steps * is_last[..., None], axis=1)
-        return ops.where(n_real > 0, last, math.nan)
 
 
 _CELLS = {"gru": layers.GRU, "lstm": layers.LSTM}

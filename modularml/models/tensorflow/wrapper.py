@@ -165,20 +165,17 @@ class TensorflowModelWrapper(ModelWrapper, TensorflowBaseModel):  # noqa: D101 -
             return super()._twin()
         if isinstance(self.inner, keras.Sequential) or hasattr(self.inner, "operations"):
             return keras.models.clone_model(self.inner)
-        return _rebuilt(self.inner)
-
-
-def _rebuilt(model: Any) -> Any:
-    """Rebuild a model of a custom class from the arguments that Keras recorded."""
-    cls = type(model)
-    parameters = inspect.signature(cls).parameters
-    try:
-        config = model.get_config()
-        any_named = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        return cls.from_config({k: v for k, v in config.items() if any_named or k in parameters})
-    except (TypeError, ValueError, NotImplementedError) as error:
-        name = cls.__name__
-        raise ConfigError(
-            f"a {name} that was passed as an object cannot be rebuilt ({error}); pass its class: "
-            f"TensorflowModelWrapper(model_class={name}, model_kwargs={{...}})"
-        ) from error
+        # of a custom class: rebuilt from the arguments that Keras recorded
+        cls = type(self.inner)
+        parameters = inspect.signature(cls).parameters
+        try:
+            config = self.inner.get_config()
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                config = {k: v for k, v in config.items() if k in parameters}
+            return cls.from_config(config)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            name = cls.__name__
+            raise ConfigError(
+                f"a {name} that was passed as an object cannot be rebuilt ({error}); pass its "
+                f"class: TensorflowModelWrapper(model_class={name}, model_kwargs={{...}})"
+            ) from error

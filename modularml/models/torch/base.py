@@ -15,7 +15,7 @@ from modularml.backends.layouts import InputShape
 from modularml.backends.torch import adapter
 from modularml.errors import ConfigError
 from modularml.models.base import check_weights
-from modularml.models.layered import LayeredModel
+from modularml.models.layered import LayerArguments, LayeredModel
 
 __all__ = ["SequentialModel", "TorchBaseModel", "activation_layer"]
 
@@ -30,6 +30,8 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         torch.nn.Module.__init__(self)
         LayeredModel.__init__(self, "torch", **kwargs)
+        if isinstance(self, LayerArguments) and "activation" in kwargs:
+            activation_layer(kwargs["activation"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copy weights out of memory that torch shares with the sending process."""
@@ -118,10 +120,6 @@ class SequentialModel(TorchBaseModel, ABC):
 
     layers: torch.nn.Sequential
     reads_several = False
-
-    def __init__(self, *, activation: str, **kwargs: Any) -> None:
-        activation_layer(activation)
-        super().__init__(activation=activation, **kwargs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``(n, *output_shape)`` for ``(n, *input_shape)``."""

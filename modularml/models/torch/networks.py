@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 
@@ -159,11 +158,6 @@ class SequenceModel(SequenceArguments, TorchBaseModel, ABC):
 
     reads_several = False
 
-    def __init__(self, **kwargs: Any) -> None:
-        if "activation" in kwargs:
-            activation_layer(kwargs["activation"])
-        super().__init__(**kwargs)
-
     @abstractmethod
     def make_encoder(self, n_channels: int, n_steps: int) -> None:
         """Build the layers of the encoder as attributes."""
@@ -196,19 +190,18 @@ class SequenceModel(SequenceArguments, TorchBaseModel, ABC):
             mask = mask.gather(1, order)
             steps = steps.gather(1, order[..., None].expand(-1, -1, steps.shape[2]))
             steps = torch.where(mask[..., None], steps, 0.0)
-        pooled = self._pooled(self.encode(steps, mask), mask)
+        steps = self.encode(steps, mask)
+        if mask is None:
+            pooled = steps.mean(dim=1) if self.pooling == "mean" else steps[:, -1]
+        elif self.pooling == "mean":
+            total = (steps * mask[..., None]).sum(dim=1)
+            pooled = total / mask.sum(dim=1, keepdim=True)  # NaN without real steps
+        else:
+            n_real = mask.sum(dim=1, keepdim=True)
+            last = (n_real - 1).clamp(min=0)[..., None].expand(-1, -1, steps.shape[2])
+            pooled = torch.where(n_real > 0, steps.gather(1, last)[:, 0], torch.nan)
         out: torch.Tensor = self.head(pooled)
         return out
-
-    def _pooled(self, steps: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        if mask is None:
-            return steps.mean(dim=1) if self.pooling == "mean" else steps[:, -1]
-        n_real = mask.sum(dim=1, keepdim=True)
-        if self.pooling == "mean":
-            total = (steps * mask[..., None]).sum(dim=1)
-            return total / n_real  # NaN without real steps
-        last = (n_real - 1).clamp(min=0)[..., None].expand(-1, -1, steps.shape[2])
-        return torch.where(n_real > 0, steps.gather(1, last)[:, 0], torch.nan)
 
 
 _CELLS = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}

@@ -110,7 +110,14 @@ def _built(recipe: Any, count: list[int]) -> torch.nn.Module:
         raise ConfigError(f"layers must be at most {MAX_LAYERS} dicts")
     name, keys = recipe.get("class_name"), recipe.keys()
     if name == "Sequential" and keys == {"class_name", "layers"}:
-        return _sequence(recipe["layers"], count)
+        sequence, layers = torch.nn.Sequential(), recipe["layers"]
+        for item in layers if isinstance(layers, list) else [None]:
+            key, layer = item if isinstance(item, list) and len(item) == 2 else (None, None)
+            has_name = isinstance(key, str) and (key.isidentifier() or key.isdigit())
+            if not has_name or hasattr(sequence, str(key)):
+                raise ConfigError("layers of a Sequential must be pairs of a new name and a layer")
+            sequence.add_module(str(key), _built(layer, count))
+        return sequence
     if not isinstance(name, str) or name not in _LISTED or keys != {"class_name", "params"}:
         raise ConfigError(f"{name!r:.60} is not a layer supported in a file")
     params = recipe["params"]
@@ -121,17 +128,6 @@ def _built(recipe: Any, count: list[int]) -> torch.nn.Module:
         module: torch.nn.Module = getattr(torch.nn, name)(**arguments)
     except Exception as error:
         raise ConfigError(f"a {name} cannot be built from {params!r:.200}: {error}") from error
-    return module
-
-
-def _sequence(layers: Any, count: list[int]) -> torch.nn.Sequential:
-    module = torch.nn.Sequential()
-    for item in layers if isinstance(layers, list) else [None]:
-        key, layer = item if isinstance(item, list) and len(item) == 2 else (None, None)
-        has_name = isinstance(key, str) and (key.isidentifier() or key.isdigit())
-        if not has_name or hasattr(module, str(key)):
-            raise ConfigError("layers of a Sequential must be pairs of a new name and a layer")
-        module.add_module(str(key), _built(layer, count))
     return module
 
 
