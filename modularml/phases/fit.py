@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.binding import InputBinding
-from modularml.engine.callback import Callback
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.weighted_node import learners, to_fit
 from modularml.phases.phase import ExperimentPhase, PhaseOptions, bindings_from_split
@@ -68,19 +66,10 @@ class FitPhase(ExperimentPhase):
         *,
         input_sources: list[InputBinding],
         losses: list[AppliedLoss] | None = None,
-        active_nodes: list[Any] | None = None,
         freeze_after_fit: bool = True,
-        callbacks: list[Callback] | None = None,
-        accelerator: Accelerator | str | None = None,
+        **options: Unpack[PhaseOptions],
     ) -> None:
-        super().__init__(
-            label,
-            input_sources=input_sources,
-            losses=losses,
-            active_nodes=active_nodes,
-            callbacks=callbacks,
-            accelerator=accelerator,
-        )
+        super().__init__(label, input_sources=input_sources, losses=losses, **options)
         self.freeze_after_fit = freeze_after_fit
 
     @classmethod

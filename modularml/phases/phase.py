@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, TypedDict
 
+from modularml._arguments import with_arguments_of
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.accelerator import Accelerator
 from modularml.config import Configurable
@@ -102,6 +103,10 @@ class ExperimentPhase(Configurable, ContextYaml):
         graph = ExperimentContext.get_active().model_graph
         if graph is not None and graph.has_nodes(b.node_id for b in self.input_sources):
             self.check(graph)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        with_arguments_of(ExperimentPhase, cls)
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit the position of a run."""

@@ -9,7 +9,6 @@ from typing import Any, Literal, Unpack
 
 from modularml._warning import warn
 from modularml.backends import StepOptions
-from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import column_named
 from modularml.engine.batch_feed import BatchFeed
@@ -167,18 +166,16 @@ class TrainPhase(ExperimentPhase):
         input_sources: list[InputBinding],
         losses: list[AppliedLoss],
         n_epochs: int = 1,
-        active_nodes: list[Any] | None = None,
         batch_schedule: BatchSchedulingPolicy | str = BatchSchedulingPolicy.ZIP_STRICT,
-        callbacks: list[Callback] | None = None,
         checkpointing: Checkpointing | None = None,
         result_recording: ResultRecording | str = ResultRecording.ALL,
-        accelerator: Accelerator | str | None = None,
         accumulate: int = 1,
         precision: Literal["float32", "bf16", "fp16"] = "float32",
         compile: bool = False,
         on_nonfinite: Literal["raise", "skip", "stop"] = "raise",
         freeze: list[Any] | None = None,
         limit_batches: float | None = None,
+        **options: Unpack[PhaseOptions],
     ) -> None:
         value: Any = n_epochs
         if not isinstance(value, Integral) or isinstance(value, bool) or n_epochs < 1:
@@ -189,14 +186,7 @@ class TrainPhase(ExperimentPhase):
             )
         check_limit(limit_batches)
         self.freeze, self.limit_batches = labels_of("freeze", freeze), limit_batches
-        super().__init__(
-            label,
-            input_sources=input_sources,
-            losses=losses,
-            active_nodes=active_nodes,
-            callbacks=callbacks,
-            accelerator=accelerator,
-        )
+        super().__init__(label, input_sources=input_sources, losses=losses, **options)
         self.accumulate, self.precision, self.compile = accumulate, precision, compile
         self.n_epochs, self.on_nonfinite = n_epochs, on_nonfinite
         check_over_batch(label, self.losses, self.step_options(), None)
@@ -372,15 +362,13 @@ class EvalPhase(ExperimentPhase):
         *,
         input_sources: list[InputBinding],
         losses: list[AppliedLoss] | None = None,
-        active_nodes: list[Any] | None = None,
         batch_size: int | None = None,
-        callbacks: list[Callback] | None = None,
-        accelerator: Accelerator | str | None = None,
         metrics: Metrics | None = None,
         group_by: str | None = None,
         per: str | None = None,
         reduce: Reduce = "mean",
         limit_batches: float | None = None,
+        **options: Unpack[PhaseOptions],
     ) -> None:
         check_limit(limit_batches)
         checked = all_of(AppliedLoss, "losses", [] if losses is None else losses)
@@ -406,14 +394,7 @@ class EvalPhase(ExperimentPhase):
                 raise ConfigError(
                     f"{name}={column!r} is for metrics, and there are none; pass metrics=['rmse']"
                 )
-        super().__init__(
-            label,
-            input_sources=input_sources,
-            losses=losses,
-            active_nodes=active_nodes,
-            callbacks=callbacks,
-            accelerator=accelerator,
-        )
+        super().__init__(label, input_sources=input_sources, losses=losses, **options)
 
     def check(self, graph: ModelGraph) -> None:
         """Check the phase against the graph, and that some FeatureSet has the columns it names."""
