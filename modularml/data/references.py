@@ -22,6 +22,7 @@ __all__ = [
     "FeatureSetReference",
     "GraphNodeReference",
     "column_reference",
+    "join_key",
     "reference",
 ]
 
@@ -179,7 +180,7 @@ def reference(
                 for key in schema.keys(domain)
             ]
         chosen[domain] = tuple(dict.fromkeys(names))
-    key = _join_key(schema, on)
+    key = join_key(schema, on)
     return FeatureSetReference(self.node_id, self.label, **chosen, on=key, strict=strict)
 
 
@@ -219,12 +220,12 @@ def column_reference(
         specs[0].domain,
         specs[0].key,
         column_rep,
-        _join_key(self.collection.schema, on),
+        join_key(self.collection.schema, on),
         strict,
     )
 
 
-def _join_key(schema: SampleSchema, on: Columns) -> str | tuple[str, ...] | None:
+def join_key(schema: SampleSchema, on: Columns) -> str | tuple[str, ...] | None:
     """Check the columns of a join key and return it in hashable form."""
     for name in as_list(on):
         if name not in (SAMPLE_UUIDS, POSITION):

@@ -16,7 +16,7 @@ from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.batch import BatchView
 from modularml.data.joining import join, table_of
 from modularml.data.lineage import Source
-from modularml.data.references import FeatureSetReference
+from modularml.data.references import FeatureSetReference, join_key
 from modularml.errors import ConfigError, GraphError, SplitError, UnknownNameError, expect
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.node import ComputeNode, GraphNode
@@ -291,7 +291,8 @@ def keep_keys(graph: ModelGraph, bindings: Mapping[Source, InputBinding]) -> lis
         and len({s.ref.resolve() for s in sources}) > 1
     ]
     for meeting in meetings:
-        keys = {s: s.ref.resolve()._key(meeting.align_on) for s in meeting.sources}
+        on: Any = meeting.align_on
+        keys = {s: join_key(s.ref.resolve().collection.schema, on) for s in meeting.sources}
         for source, key in keys.items():
             graph.get_node(source.node_id).relate(source.ref, key)
     return meetings
