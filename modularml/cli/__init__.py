@@ -231,7 +231,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     ready_streams()
     args = _parser().parse_args(argv)
     module, _, function = COMMANDS[args.command].run.partition(":")
-    before, warnings.formatwarning = warnings.formatwarning, _warning
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, category, *_, **__: (
+        f"modularml: {category.__name__}: {message}\n"
+    )
     try:
         with ExperimentContext(registration_policy="error").activate():
             reply: Reply = getattr(require(f"modularml.cli.{module}"), function)(args)
@@ -270,7 +273,3 @@ def _parser() -> argparse.ArgumentParser:
         for names, options in command.arguments.items():
             sub.add_argument(*names.split(), **options)
     return parser
-
-
-def _warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> str:
-    return f"modularml: {category.__name__}: {message}\n"

@@ -18,7 +18,17 @@ def run_audit(args: argparse.Namespace) -> Reply:
     if not path.is_file():
         raise DataError(f"there is no file {args.file!r}; check the path")
     check_folder("--html", args.html)
-    fs = FeatureSet.load(path) if path.suffix == ".mml" else _read(path, args)
+    if path.suffix == ".mml":
+        fs = FeatureSet.load(path)
+    else:
+        if not args.target:
+            raise ConfigError("--target is required for tables: pass the column to predict")
+        named = [*args.group, *args.tag, *filter(None, (args.time, args.split))]
+        tags = list(dict.fromkeys(named))
+        kind = "parquet" if is_parquet(path) else "csv"
+        features = [c for c in column_names(path, kind) if c not in (*args.target, *tags)]
+        read = getattr(FeatureSet, f"from_{kind}")
+        fs = read(path.stem, str(path), features, args.target, tags or None, register=False)
     if args.split:
         for name in sorted({str(value) for value in fs.collection.numpy(f"tags.{args.split}.raw")}):
             fs.add_split(fs.filter(conditions={args.split: name}, label=name))
@@ -30,14 +40,3 @@ def run_audit(args: argparse.Namespace) -> Reply:
     findings = report.to_pandas().to_dict("records")
     data = {"ok": report.ok, "findings": findings, "allowed": report.allowed, "notes": report.notes}
     return Reply(str(report), {"label": report.label, **data}, 0 if report.ok else 1)
-
-
-def _read(path: Path, args: argparse.Namespace) -> FeatureSet:
-    if not args.target:
-        raise ConfigError("--target is required for tables: pass the column to predict")
-    named = [*args.group, *args.tag, *filter(None, (args.time, args.split))]
-    tags = list(dict.fromkeys(named))
-    kind, read = ("parquet", FeatureSet.from_parquet) if is_parquet(path) else ("csv", None)
-    features = [c for c in column_names(path, kind) if c not in (*args.target, *tags)]
-    read = read or FeatureSet.from_csv
-    return read(path.stem, str(path), features, args.target, tags or None, register=False)

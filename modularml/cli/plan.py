@@ -85,7 +85,18 @@ class Plan:
         if source in self._sources:
             raise PlanError(f"{source}: the file is read twice; name it once")
         self._sources.append(source)
-        tree, marks, shown, folder = _read(source)
+        shown = "<stdin>" if source == "-" else source
+        folder = Path() if source == "-" else Path(source).parent
+        try:
+            text = sys.stdin.read() if source == "-" else Path(source).read_text("utf-8-sig")
+            tree, marks = load_marked(text)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise PlanError(f"{shown}: the file cannot be read: {reason}; check the path") from None
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            place = "" if mark is None else f":{mark.line + 1}:{mark.column + 1}"
+            raise PlanError(f"{shown}{place}: {error.problem}") from None
         if isinstance(tree, dict) and tree.get("$type") == "Experiment":
             tree, marks = {"experiment": tree}, {("experiment", *k): v for k, v in marks.items()}
         at = {path: f"{shown}:{line}:{column}" for path, (line, column) in marks.items()}
@@ -165,22 +176,6 @@ def read_plan(
         plan.change(change)
     plan.complete()
     return plan
-
-
-def _read(source: str) -> tuple[Any, Any, str, Path]:
-    shown = "<stdin>" if source == "-" else source
-    path = Path() if source == "-" else Path(source)
-    try:
-        text = sys.stdin.read() if source == "-" else path.read_text("utf-8-sig")
-        tree, marks = load_marked(text)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise PlanError(f"{shown}: the file cannot be read: {reason}; check the path") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = "" if mark is None else f":{mark.line + 1}:{mark.column + 1}"
-        raise PlanError(f"{shown}{place}: {error.problem}") from None
-    return tree, marks, shown, (Path() if source == "-" else path.parent)
 
 
 def _places(plan: Plan, tree: Any, parts: list[str], path: Where, asked: str) -> Any:

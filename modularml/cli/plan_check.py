@@ -38,7 +38,21 @@ def check_plan(plan: Plan) -> None:
     """
     load_classes()
     problems = list(_check(plan.tree, plan_schema(), (), plan.allow_import))
-    problems = problems or [*_of_names(plan), *_of_tables(plan)]
+    if not problems:
+        resolver = Resolver(Path(plan.name), [], None, plan.allow_import)
+        for role, name in names_in(plan.tree):
+            try:
+                resolver.resolve([(role, name)])
+            except MMLError as error:
+                message = f"{error.problem}; a plan names classes of modularml and of the "
+                message += "frameworks, or of a module that you allow by --allow-import"
+                at = (
+                    path
+                    for path, part in walk(plan.tree)
+                    if isinstance(part, dict) and name in map(str, part.values())
+                )
+                problems.append(Problem(next(at, ()), message))
+        problems += _of_tables(plan)
     if problems:
         lines = dict.fromkeys(f"{plan.where(p.path, key=p.key)}: {p.message}" for p in problems)
         raise PlanError("\n".join(lines))
@@ -174,23 +188,6 @@ def _shown(value: Any) -> str:
 
 
 # -- names, files and columns ------------------------------------------------------------------
-
-
-def _of_names(plan: Plan) -> Iterator[Problem]:
-    """Yield the classes and functions that a plan may not name, or that are not there."""
-    resolver = Resolver(Path(plan.name), [], None, plan.allow_import)
-    for role, name in names_in(plan.tree):
-        try:
-            resolver.resolve([(role, name)])
-        except MMLError as error:
-            message = f"{error.problem}; a plan names classes of modularml and of the frameworks, "
-            message += "or of a module that you allow by --allow-import"
-            at = (
-                path
-                for path, part in walk(plan.tree)
-                if isinstance(part, dict) and name in map(str, part.values())
-            )
-            yield Problem(next(at, ()), message)
 
 
 def _of_tables(plan: Plan) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -100,7 +101,8 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
     hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__[:-1]):  # **kwargs are annotated in base classes
         if "__init__" in vars(base):
-            hints |= _hints_of(base.__init__)
+            with suppress(NameError):  # a name that is imported for annotations only
+                hints |= get_type_hints(base.__init__)
     skipped = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     signature = inspect.signature(cls.__init__).parameters.values()
     found = {
@@ -115,13 +117,6 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
     if "node_id" in found:  # follows from the label
         found["node_id"] = Parameter(str, "")
     return found
-
-
-def _hints_of(function: Any) -> dict[str, Any]:
-    try:
-        return get_type_hints(function)
-    except NameError:  # a name that is imported for annotations only
-        return {}
 
 
 _PHASES: Any = list[ExperimentPhase | PhaseGroup]

@@ -292,26 +292,23 @@ def resolve(scaler: Any) -> tuple[str | None, type[Any], dict[str, Any]]:
             f"{' and '.join(lacking)}. Names: {', '.join(scaler_registry)}"
         )
     name = scaler_registry.name_of(cls)
-    arguments = {} if isinstance(scaler, type) else _arguments(scaler)
-    return name, affine_class(name) or cls, arguments
-
-
-def _arguments(instance: Any) -> dict[str, Any]:
-    """Return the arguments that an instance was made with, but for defaults."""
-    cls = type(instance)
+    arguments: dict[str, Any] = {}
+    if isinstance(scaler, type):
+        return name, affine_class(name) or cls, arguments
+    # those that the instance was made with, but for defaults
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    allowed = {name: p for name, p in parameters(cls).items() if p.kind not in kinds}
-    known = instance.get_params(deep=False) if hasattr(instance, "get_params") else vars(instance)
-    arguments = {}
-    for name, p in allowed.items():
-        if name not in known:
+    known = scaler.get_params(deep=False) if hasattr(scaler, "get_params") else vars(scaler)
+    for key, parameter in parameters(cls).items():
+        if parameter.kind in kinds:
+            continue
+        if key not in known:
             raise ConfigError(
-                f"{cls.__name__} does not store its argument {name!r} under that name; give the "
-                f"class and its arguments: Scaler({cls.__name__}, {{{name!r}: ...}})"
+                f"{cls.__name__} does not store its argument {key!r} under that name; give the "
+                f"class and its arguments: Scaler({cls.__name__}, {{{key!r}: ...}})"
             )
-        value, default = known[name], p.default
+        value, default = known[key], parameter.default
         comparable = isinstance(value, bool | int | float | str | tuple)
         is_same = comparable and type(value) is type(default) and bool(value == default)
         if value is not default and not is_same:
-            arguments[name] = value
-    return arguments
+            arguments[key] = value
+    return name, affine_class(name) or cls, arguments

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +30,11 @@ class _Curve(NamedTuple):
     is_class: Array
     score: Array
     weight: Array | None
+
+    @property
+    def share(self) -> float:
+        """Share of the class in the weights."""
+        return float(np.average(self.is_class, weights=self.weight))
 
 
 def roc(
@@ -87,17 +92,16 @@ def roc(
     >>> figure.legends[0].get_texts()[0].get_text()
     'worn: AUC 0.750'
     """
-    curves, note = _curves(y_true, y_score, labels, positive, groups, weights)
-    figure, axes = new_axes(5.4, 6.15 + 0.2 * len(curves), title=title, x="", y="")
-    entries = []
-    for i, curve in enumerate(curves):
+
+    def area(curve: _Curve, axes: Any) -> tuple[str, dict[str, Any]]:
         show = require("sklearn.metrics").RocCurveDisplay.from_predictions(
             curve.is_class, curve.score, sample_weight=curve.weight, ax=axes
         )
-        entries.append((_styled(axes, i), f"{curve.name}: AUC {np.ravel(show.roc_auc)[0]:.3f}"))
-    entries.append((axes.plot([0, 1], [0, 1], **CHANCE)[0], "chance"))
-    _label(axes, entries, x=f"false positive rate{note}", y="true positive rate")
-    return finish(figure, path)
+        return f"AUC {np.ravel(show.roc_auc)[0]:.3f}", {}
+
+    found = _curves(y_true, y_score, labels, positive, groups, weights)
+    x, y = "false positive rate", "true positive rate"
+    return _drawn(found, area, "chance", x=x, y=y, title=title, path=path)
 
 
 def precision_recall(
@@ -123,21 +127,19 @@ def precision_recall(
     >>> figure.legends[0].get_texts()[0].get_text()
     'worn: AP 0.833, share 0.500'
     """
-    curves, note = _curves(y_true, y_score, labels, positive, groups, weights)
-    figure, axes = new_axes(5.4, 6.15 + 0.2 * len(curves), title=title, x="", y="")
-    entries = []
-    for i, curve in enumerate(curves):
+
+    def area(curve: _Curve, axes: Any) -> tuple[str, dict[str, Any]]:
         show = require("sklearn.metrics").PrecisionRecallDisplay.from_predictions(
             curve.is_class, curve.score, sample_weight=curve.weight, drop_intermediate=True, ax=axes
         )
-        share = np.average(curve.is_class, weights=curve.weight)
-        ap = np.ravel(show.average_precision)[0]
-        line = _styled(axes, i, drawstyle="steps-post")
-        entries.append((line, f"{curve.name}: AP {ap:.3f}, share {share:.3f}"))
-    if len(curves) == 1:
-        entries.append((axes.plot([0, 1], [share, share], **CHANCE)[0], "chance"))
-    _label(axes, entries, x=f"recall{note}", y="precision")
-    return finish(figure, path)
+        ap, share = np.ravel(show.average_precision)[0], curve.share
+        return f"AP {ap:.3f}, share {share:.3f}", {"drawstyle": "steps-post"}
+
+    found = _curves(y_true, y_score, labels, positive, groups, weights)
+    shares = [curve.share for curve in found[0]]
+    chance = (shares[0], shares[0]) if len(shares) == 1 else None
+    labels_of = {"x": "recall", "y": "precision"}
+    return _drawn(found, area, "chance", chance, **labels_of, title=title, path=path)
 
 
 def calibration(
@@ -188,10 +190,8 @@ def calibration(
         raise ConfigError(f"n_bins must be an int of at least 1, got {n_bins!r}")
     if strategy not in ("quantile", "uniform"):
         raise ConfigError(f"strategy must be 'quantile' or 'uniform', got {strategy!r}")
-    curves, note = _curves(y_true, y_score, labels, positive, groups, None)
-    figure, axes = new_axes(5.4, 6.15 + 0.2 * len(curves), title=title, x="", y="")
-    entries = []
-    for i, curve in enumerate(curves):
+
+    def score(curve: _Curve, axes: Any) -> tuple[str, dict[str, Any]]:
         if curve.score.min() < 0 or curve.score.max() > 1:
             raise DataError(
                 f"calibration needs probabilities from 0 to 1, got {curve.score.min():g} to "
@@ -200,29 +200,43 @@ def calibration(
         require("sklearn.calibration").CalibrationDisplay.from_predictions(
             curve.is_class, curve.score, n_bins=n_bins, strategy=strategy, ax=axes, ref_line=False
         )
-        line = _styled(axes, i, marker="o", markersize=5)
         brier = require("sklearn.metrics").brier_score_loss(curve.is_class, curve.score)
-        entries.append((line, f"{curve.name}: Brier score {brier:.3f}"))
-    entries.append((axes.plot([0, 1], [0, 1], **CHANCE)[0], "calibrated"))
-    _label(axes, entries, x=f"mean predicted probability{note}", y="share of the class")
-    return finish(figure, path)
+        return f"Brier score {brier:.3f}", {"marker": "o", "markersize": 5}
+
+    found = _curves(y_true, y_score, labels, positive, groups, None)
+    x, y = "mean predicted probability", "share of the class"
+    return _drawn(found, score, "calibrated", x=x, y=y, title=title, path=path)
 
 
-def _styled(axes: Any, i: int, **look: Any) -> Any:
-    """Style the line that was drawn last independently of the user's settings; return it."""
-    (*_, line) = axes.lines
-    if (box := axes.get_legend()) is not None:
-        box.remove()
-    line.set(**{"marker": "None", "alpha": 1.0, "drawstyle": "default", **curve_look(i), **look})
-    return line
-
-
-def _label(axes: Any, entries: list[tuple[Any, str]], *, x: str, y: str) -> None:
-    """Draw labels, and the legend below the axes."""
-    style_axes(axes, x=x, y=y)
+def _drawn(
+    found: tuple[list[_Curve], str],
+    draw: Callable[[_Curve, Any], tuple[str, dict[str, Any]]],
+    name: str,
+    line: tuple[float, float] | None = (0, 1),
+    *,
+    x: str,
+    y: str,
+    title: str,
+    path: str | PathLike[str] | None,
+) -> Figure:
+    """Draw curves with a score and a look each, and a line with a name to compare them with."""
+    curves, note = found
+    figure, axes = new_axes(5.4, 6.15 + 0.2 * len(curves), title=title, x="", y="")
+    entries = []
+    for i, curve in enumerate(curves):
+        text, look = draw(curve, axes)
+        if (box := axes.get_legend()) is not None:
+            box.remove()
+        plain = {"marker": "None", "alpha": 1.0, "drawstyle": "default", **curve_look(i)}
+        axes.lines[-1].set(**{**plain, **look})  # independently of the user's settings
+        entries.append((axes.lines[-1], f"{curve.name}: {text}"))
+    if line is not None:
+        entries.append((axes.plot([0, 1], line, **CHANCE)[0], name))
+    style_axes(axes, x=f"{x}{note}", y=y)
     # the figure is high enough to be square; an equal aspect would cut its title off
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="auto")
     legend(axes, entries, "outside lower left")
+    return finish(figure, path)
 
 
 def _curves(

@@ -222,7 +222,17 @@ def _fill(
     entries = []
     for i, (name, (x, y)) in enumerate(curves.items()):
         at = np.array([spots[str(place)] for place in x]) if spots else x
-        entries.append(_draw_one(axes, name, at, y, curve_look(i)))
+        look, good = curve_look(i), np.isfinite(y)
+        padded = np.concatenate([[False], good, [False]])
+        alone = good & ~padded[:-2] & ~padded[2:]
+        marked = np.flatnonzero(good if len(y) <= FEW else alone)
+        dots = {"marker": "o", "markersize": 3.5, "markevery": list(marked)} if len(marked) else {}
+        (line,) = axes.plot(at, np.where(good, y, np.nan), **dots, **look)
+        if not good.all():  # a gap, and crosses below it
+            cross = {"markersize": 6, "clip_on": False, "transform": axes.get_xaxis_transform()}
+            zeros = np.zeros((~good).sum())
+            axes.plot(at[~good], zeros, "x", color=look["color"], **cross)
+        entries.append((line, name if good.all() else f"{name} ({(~good).sum()} not finite)"))
     for name, position in (mark or {}).items():
         line = axes.axvline(position, color=MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
         entries.append((line, name))
@@ -272,23 +282,6 @@ def _points(name: str, curve: Any) -> tuple[Array, Array]:
     if not len(y):
         raise DataError(f"series {name!r} is empty; omit it")
     return x, y
-
-
-def _draw_one(axes: Any, name: str, x: Array, y: Array, look: dict[str, Any]) -> tuple[Any, str]:
-    """Draw one series with gaps where it is not finite, and crosses below them."""
-    good = np.isfinite(y)
-    padded = np.concatenate([[False], good, [False]])
-    alone = good & ~padded[:-2] & ~padded[2:]
-    marked = np.flatnonzero(good if len(y) <= FEW else alone)
-    dots = {"marker": "o", "markersize": 3.5, "markevery": list(marked)} if len(marked) else {}
-    (line,) = axes.plot(x, np.where(good, y, np.nan), **dots, **look)
-    if good.all():
-        return line, name
-    axes.plot(
-        x[~good], np.zeros((~good).sum()), "x", color=look["color"], markersize=6, clip_on=False,
-        transform=axes.get_xaxis_transform(),
-    )  # fmt: skip
-    return line, f"{name} ({(~good).sum()} not finite)"
 
 
 def bars(
