@@ -14,13 +14,11 @@ BASES = {
     "ColumnGetters": "Getters",
     "ExperimentCheckpoints": "Files",
     "ExperimentFiles": "Files",
-    "GraphFiles": "Files",
     "Saveable": "Files",
     "YamlMixin": "Files",
     "ContextYaml": "Files",
-    "GraphEditing": "Editing",
-    "NodeAccess": "Nodes",
-    "GraphRunning": "Single steps",
+    "NodeGraph": "Nodes",
+    "GraphSteps": "Single steps",
 }
 """Headings of methods by the class that they are inherited from; of all others, *Methods*."""
 
