@@ -8,7 +8,10 @@ from typing import Any
 from sphinx.pycode import ModuleAnalyzer
 
 CONFIG = ("get_config", "from_config", "get_state", "set_state", "clone", "encoded")
-FILES = ("save", "load", "attach", "to_yaml", "from_yaml", "inspect")
+FILES = (
+    *("save", "load", "attach", "to_yaml", "from_yaml", "inspect"),
+    *("save_checkpoint", "restore_checkpoint"),
+)
 BASES = {
     "Rows": "Rows and splits",
     "ColumnGetters": "Getters",
@@ -17,8 +20,8 @@ BASES = {
     "Saveable": "Files",
     "YamlMixin": "Files",
     "ContextYaml": "Files",
-    "NodeGraph": "Nodes",
-    "GraphSteps": "Single steps",
+    "NodeGraph": "Nodes and edits",
+    "GraphSteps": "Building and steps",
 }
 """Headings of methods by the class that they are inherited from; of all others, *Methods*."""
 

@@ -336,7 +336,7 @@ class Compiler(LossReader):
         found: list[list[Any]] = [[] for _ in self.segments]
         if not optimizers:
             return found
-        reach = Reach(self.edges, self.segments, self.detach_after)
+        reach = Reach(self.edges, self.home, self.detach_after)
         learns, reached = {n.node_id for n in trainable(self.nodes)}, set[str]()
         for applied in losses:
             home = self.home[self.node_named(applied.on, applied).node_id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -95,53 +96,36 @@ def links_of(
     DataError
         If no key relates the rows.
     """
-    graph = _TableLinks(tables)
-    for meeting in meetings:
-        if (on := meeting.align_on) is not None:
-            chosen = _with_key(meeting, tables, table_of)
-            for other in dict.fromkeys(chosen[1:]):
-                if other != chosen[0]:
-                    pair = chosen[0], other
-                    graph.add(link_by(tables, pair, (on, on), strict=meeting.strict))
+    links: list[Link] = []
+    group = list(range(len(tables)))  # connected tables share a number
+
+    def connect(link: Link) -> None:
+        links.append(link)
+        one, other = (group[i] for i in link.tables)
+        group[:] = [other if number == one else number for number in group]
+
+    for meeting in (m for m in meetings if m.align_on is not None):
+        first, *others = dict.fromkeys(_with_key(meeting, tables, table_of))
+        for other in others:
+            on = meeting.align_on, meeting.align_on
+            connect(link_by(tables, (first, other), on, strict=meeting.strict))
     unaligned = [_KeyedMeeting(m, tables, table_of) for m in meetings if m.align_on is None]
     for keyed in unaligned:
         for pair, keys in keyed.pairs():
-            if graph.group(pair[0]) != graph.group(pair[1]):
-                graph.add(link_by(tables, pair, keys, strict=keyed.strict))
+            if group[pair[0]] != group[pair[1]]:
+                connect(link_by(tables, pair, keys, strict=keyed.strict))
     for keyed in unaligned:
-        first, *others = graph.apart(keyed.tables)
+        # the first of those tables that are connected, in order
+        first, *others = list({group[i]: i for i in reversed(keyed.tables)}.values())[::-1]
         for other in others:
             pair = first, other
             if (both := keyed.keys_of(pair)) is not None:
-                graph.add(link_by(tables, pair, both, strict=keyed.strict))
+                connect(link_by(tables, pair, both, strict=keyed.strict))
             elif (link := link_same(tables, pair)) is not None:
-                graph.add(link)
+                connect(link)
             else:
                 raise keyed.unrelated(pair)
-    return graph.links
-
-
-class _TableLinks:
-    """Links between tables, and the groups of tables they connect."""
-
-    def __init__(self, tables: Sequence[Table]) -> None:
-        self.links: list[Link] = []
-        self._root = list(range(len(tables)))
-
-    def group(self, i: int) -> int:
-        """Return a number that connected tables share."""
-        while self._root[i] != i:
-            i = self._root[i]
-        return i
-
-    def add(self, link: Link) -> None:
-        """Connect two tables."""
-        self.links.append(link)
-        self._root[self.group(link.tables[0])] = self.group(link.tables[1])
-
-    def apart(self, tables: Sequence[int]) -> list[int]:
-        """Return the first of those tables that are connected, in order."""
-        return list({self.group(i): i for i in reversed(tables)}.values())[::-1]
+    return links
 
 
 class _KeyedMeeting:
@@ -160,7 +144,7 @@ class _KeyedMeeting:
 
     def pairs(self) -> Iterable[tuple[tuple[int, int], tuple[Key, Key]]]:
         """Iterate over pairs of tables with a shared key, those by position last."""
-        pairs = [(a, b) for place, a in enumerate(self.tables) for b in self.tables[place + 1 :]]
+        pairs = combinations(self.tables, 2)
         keyed = [(pair, on) for pair in pairs for i in pair for on in self.on[i]]
         for pair, on in sorted(keyed, key=lambda item: item[1] == POSITION):
             if on == POSITION or all(self._all[i].has(on) for i in pair):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from modularml._typing import Shape
@@ -41,6 +42,7 @@ def trainable(nodes: Iterable[ComputeNode]) -> list[ComputeNode]:
     return [n for n in nodes if n.has_weights and not n.is_frozen]
 
 
+@dataclass(frozen=True)
 class Reach:
     """Reach of gradients: up the edges, within a segment, to detached nodes.
 
@@ -48,19 +50,15 @@ class Reach:
     ----------
     edges : mapping of str to sequence of str
         Inputs of each node.
-    segments : sequence of sequence of str
+    home : mapping of str to int
+        Number of the segment of each node.
     detached : collection of str
         Nodes whose output is detached.
     """
 
-    def __init__(
-        self,
-        edges: Mapping[str, Sequence[str]],
-        segments: Sequence[Sequence[str]],
-        detached: Collection[str],
-    ) -> None:
-        self.edges, self.detached = edges, detached
-        self.home = {i: place for place, ids in enumerate(segments) for i in ids}
+    edges: Mapping[str, Sequence[str]]
+    home: Mapping[str, int]
+    detached: Collection[str]
 
     def behind(self, node_ids: Iterable[str]) -> set[str]:
         """Return the nodes that gradients of these nodes' outputs reach."""
