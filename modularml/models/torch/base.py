@@ -107,9 +107,6 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
             return None  # passed as an object, or needs values to be built
         return dict(twin.state_dict())
 
-    def _params(self) -> dict[str, Any]:
-        return self.get_init_args()
-
     __repr__ = torch.nn.Module.__repr__
     __hash__ = torch.nn.Module.__hash__
     __eq__ = object.__eq__
