@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, clone, is_classifier
-from sklearn.utils import check_random_state
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils import check_random_state, compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from modularml._arguments import at_least
@@ -22,7 +22,7 @@ from modularml._typing import Array
 from modularml.config import find_code
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet
-from modularml.errors import ConfigError, UnknownNameError
+from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.experiment import Experiment, FitPhase, TrainPhase
 from modularml.io import inspect as inspect_file
 from modularml.io.randomness import OwnRandomness, drawn_seed
@@ -182,7 +182,11 @@ class ExperimentEstimator(BaseEstimator):  # type: ignore[misc]
         self.__dict__.pop("experiment_", None)  # a fit that fails leaves no older one
         target, keys = self._target(y), keys_of(X)
         columns = columns_of(self, X, keys, reset=True)
-        tags = {WEIGHTS: self._weights(sample_weight, target), GROUPS: groups}
+        weights, class_weight = weights_of(sample_weight), getattr(self, "class_weight", None)
+        if class_weight is not None:
+            of_class = compute_sample_weight(class_weight, target)
+            weights = of_class if weights is None else np.asarray(weights * of_class)
+        tags = {WEIGHTS: weights, GROUPS: groups}
         random_state = self.random_state
         if random_state is None:
             seed = drawn_seed()
@@ -198,8 +202,8 @@ class ExperimentEstimator(BaseEstimator):  # type: ignore[misc]
             experiment = self._changed(self._built(rows, ctx), seed)
             if experiment.seed is None:
                 experiment.seed = seed
-            if tags[WEIGHTS] is not None:
-                _weigh(experiment, getattr(self, "class_weight", None))
+            if weights is not None:
+                _weigh(experiment, class_weight)
             show: dict[str, Any] = dict.fromkeys(QUIET, bool(self.verbose))
             experiment.run(**show)
         self.experiment_, self._keys, self._y_shape = experiment, keys, target.shape[1:]
@@ -210,24 +214,38 @@ class ExperimentEstimator(BaseEstimator):  # type: ignore[misc]
         target = validate_data(self, "no_validation", y, multi_output=True, y_numeric=True)
         return np.asarray(target, dtype=np.float64)
 
-    def _weights(self, sample_weight: Any, target: Array) -> Array | None:
-        """Return the weights of rows."""
-        return weights_of(sample_weight)
-
     def _split(self, rows: FeatureSet, seed: int) -> None:
-        """Split rows into ``train`` and ``val``, by groups, else with equal shares of classes."""
-        fraction = self.validation_fraction
-        if fraction is None:
-            rows.split_random({"train": 1.0})
-            return
-        if isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction < 1:
-            raise ConfigError(
-                f"validation_fraction must be a number between 0 and 1, or None, got {fraction!r}"
+        """Split rows into ``train`` and ``val``, by groups, else with equal shares of classes.
+
+        Classes are encoded.
+        """
+        fraction, classes = self.validation_fraction, getattr(self, "classes_", None)
+        if classes is not None and len(classes) < 2:
+            raise DataError(
+                f"y has one class, {classes[0]!r}; a classifier needs at least two classes"
             )
-        groups = GROUPS if GROUPS in rows.get_tag_keys(False, False) else None
-        strata = TARGET if is_classifier(self) and groups is None else None
-        ratios = {"train": 1 - float(fraction), "val": float(fraction)}
-        rows.split_random(ratios, group_by=groups, stratify_by=strata, seed=seed)
+        ratios, options = {"train": 1.0}, dict[str, Any]()
+        if fraction is not None:
+            is_number = isinstance(fraction, Real) and not isinstance(fraction, bool)
+            if not is_number or not 0 < fraction < 1:
+                raise ConfigError(
+                    "validation_fraction must be a number between 0 and 1, or None, got "
+                    f"{fraction!r}"
+                )
+            groups = GROUPS if GROUPS in rows.get_tag_keys(False, False) else None
+            strata = TARGET if classes is not None and groups is None else None
+            ratios = {"train": 1 - float(fraction), "val": float(fraction)}
+            options = {"group_by": groups, "stratify_by": strata, "seed": seed}
+        rows.split_random(ratios, **options)
+        if classes is None:
+            return
+        known = rows.get_split("train").get_targets("numpy").ravel().tolist()
+        if lacking := sorted(set(classes.tolist()) - set(known), key=str):
+            raise DataError(
+                f"all rows of the classes {lacking[:5]} are held out by validation_fraction="
+                f"{fraction}; pass more rows of them, or omit it"
+            )
+        rows.fit_transform("LabelEncoder", domain="targets", fit_to_split="train")
 
     def _built(self, rows: FeatureSet, ctx: ExperimentContext) -> Experiment:
         """Call `build` and check what it returns."""

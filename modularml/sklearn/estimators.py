@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from modularml._typing import Array
-from modularml.data import FeatureSet
 from modularml.errors import ConfigError, DataError
 from modularml.results.scores import Meaning
 from modularml.sklearn.base import Build, ExperimentEstimator
@@ -174,27 +172,6 @@ class ExperimentClassifier(ClassifierMixin, ExperimentEstimator):  # type: ignor
         check_classification_targets(target)
         self.classes_ = np.unique(target)
         return target
-
-    def _weights(self, sample_weight: Any, target: Array) -> Array | None:
-        weights = super()._weights(sample_weight, target)
-        if self.class_weight is None:
-            return weights
-        of_class: Array = compute_sample_weight(self.class_weight, target)
-        return of_class if weights is None else np.asarray(weights * of_class)
-
-    def _split(self, rows: FeatureSet, seed: int) -> None:
-        if len(self.classes_) < 2:
-            raise DataError(
-                f"y has one class, {self.classes_[0]!r}; a classifier needs at least two classes"
-            )
-        super()._split(rows, seed)
-        known = rows.get_split("train").get_targets("numpy").ravel().tolist()
-        if lacking := sorted(set(self.classes_.tolist()) - set(known), key=str):
-            raise DataError(
-                f"all rows of the classes {lacking[:5]} are held out by validation_fraction="
-                f"{self.validation_fraction}; pass more rows of them, or omit it"
-            )
-        rows.fit_transform("LabelEncoder", domain="targets", fit_to_split="train")
 
     def predict(self, X: Any) -> Array:  # noqa: N803
         """Return the most likely class of each row, shape (n_samples,).

@@ -100,6 +100,17 @@ def check_scored_rows(
 
 def _selections(experiment: Experiment, plan: Plan, bound: Mapping[Any, CVBinding]) -> list[str]:
     """Describe what is selected on validation rows of folds, phase by phase."""
+
+    def is_scored(source: Any) -> bool:
+        binding = bound.get(source.upstream_ref.node_label)
+        if binding is None or source.split == binding.train_split_name:
+            return False
+        if source.split in (None, binding.val_split_name):
+            return True
+        if binding.stop_size is not None and source.split == binding.stop_split_name:
+            return False
+        return not binding.featureset.get_split(source.split).is_disjoint_with(binding.pool())
+
     stopped = {k: b.val_split_name for k, b in bound.items() if b.stop_size is not None}
     messages = []
     for phase in plan.flatten():
@@ -107,7 +118,7 @@ def _selections(experiment: Experiment, plan: Plan, bound: Mapping[Any, CVBindin
             for logger in loggers_of(monitor, phase.callbacks):
                 evaluation: Any = getattr(logger, "eval_phase", None)
                 sources = [] if evaluation is None else evaluation.input_sources
-                if reads_only(logger, stopped) or not any(_is_scored(bound, s) for s in sources):
+                if reads_only(logger, stopped) or not any(map(is_scored, sources)):
                     continue
                 messages.append(
                     f"{' and '.join(names)} of phase {phase.label!r} select by {monitor!r}, "
@@ -121,18 +132,6 @@ def _warn_or_refuse(experiment: Experiment, message: str, category: type[Warning
     if experiment.audit == "error":
         raise AuditError(f"{message}; pass Experiment(audit='warn') to run anyway")
     warn(message, category)
-
-
-def _is_scored(bound: Mapping[Any, CVBinding], source: Any) -> bool:
-    """Return whether an input reads rows that some fold validates on."""
-    binding = bound.get(source.upstream_ref.node_label)
-    if binding is None or source.split == binding.train_split_name:
-        return False
-    if source.split in (None, binding.val_split_name):
-        return True
-    if binding.stop_size is not None and source.split == binding.stop_split_name:
-        return False
-    return not binding.featureset.get_split(source.split).is_disjoint_with(binding.pool())
 
 
 def compared_rows(

@@ -111,7 +111,12 @@ def members_of(items: Any, *, recursive: bool, options: Mapping[str, Any]) -> di
     """
     members: dict[str, Member] = {}
     damaged: list[str] = []
-    for name, source in _sources(items, recursive=recursive):
+    sources = [] if isinstance(items, Mapping) else list(_sources_of(items, recursive=recursive))
+    for name, item in items.items() if isinstance(items, Mapping) else ():
+        inner = list(_sources_of(item, recursive=recursive))
+        is_one = len(inner) == 1 and not _is_folder(item)
+        sources += [(str(name) if is_one else f"{name}/{label}", source) for label, source in inner]
+    for name, source in sources:
         try:
             member = Member(source, options)
         except MMLNotFoundError:
@@ -132,18 +137,6 @@ def members_of(items: Any, *, recursive: bool, options: Mapping[str, Any]) -> di
             "CVResults, or files that Experiment.save wrote"
         )
     return members
-
-
-def _sources(items: Any, *, recursive: bool) -> Iterator[tuple[str, Loaded | Path]]:
-    """Yield names, and objects or files."""
-    if isinstance(items, Mapping):
-        for name, item in items.items():
-            inner = list(_sources_of(item, recursive=recursive))
-            is_one = len(inner) == 1 and not _is_folder(item)
-            for label, source in inner:
-                yield str(name) if is_one else f"{name}/{label}", source
-    else:
-        yield from _sources_of(items, recursive=recursive)
 
 
 def _sources_of(item: Any, *, recursive: bool) -> Iterator[tuple[str, Loaded | Path]]:

@@ -298,20 +298,19 @@ class Work:
                 ends = ends_on_cluster(job, path, self, variants, n_jobs)
             else:
                 ends = LocalWorkers(job, n_jobs, timeout).ends(self, variants)
+
+            def read(variant: Variant, end: Callable[[], str]) -> Experiment:
+                path = end()
+                with unchanged_randomness(), ExperimentContext().activate():
+                    if self.search is not None:  # it may have changed the graph
+                        return Experiment.load(path)
+                    new = self.prepared(*base, variant)
+                    new.restore_checkpoint(path, strict=False)
+                return new
+
             with closing(ends):
                 for variant, end in ends:
-                    yield _outcome(variant, self._read, end, *base, variant)
-
-    def _read(
-        self, end: Callable[[], str], experiment: Experiment, plan: Plan, variant: Variant
-    ) -> Experiment:
-        path = end()
-        with unchanged_randomness(), ExperimentContext().activate():
-            if self.search is not None:  # it may have changed the graph
-                return Experiment.load(path)
-            new = self.prepared(experiment, plan, variant)
-            new.restore_checkpoint(path, strict=False)
-        return new
+                    yield _outcome(variant, read, variant, end)
 
 
 def _outcome(variant: Variant, work: Callable[..., Experiment], *arguments: Any) -> Outcome:
