@@ -8,8 +8,7 @@ from typing import Any
 
 from modularml.config import Configurable, encode
 from modularml.errors import ConfigError
-from modularml.experiment import Experiment, PhaseGroup
-from modularml.graph.model_graph import ModelGraph
+from modularml.experiment import Experiment
 
 __all__ = ["config_by_path", "config_of"]
 
@@ -65,15 +64,15 @@ def config_by_path(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _described(value: Any) -> Any:
     """Return a value as `encode` does, with a description of what it refuses."""
-    if isinstance(value, ModelGraph):
-        nodes = [_described(node) for node in value.nodes.values()]
-        params = {"label": value.label, "nodes": nodes, "optimizer": _described(value.optimizer)}
-        return {"$type": "ModelGraph", "params": params}
-    if isinstance(value, PhaseGroup):
-        phases = [_described(phase) for phase in value.all]
-        return {"$type": "PhaseGroup", "params": {"label": value.label, "phases": phases}}
     if isinstance(value, Configurable) or hasattr(value, "_params"):
-        params = {name: _described(param) for name, param in value._params().items()}
+        params = {
+            name: _described(
+                list(param.values())  # of a graph or group
+                if name in ("nodes", "phases") and isinstance(param, Mapping)
+                else param
+            )
+            for name, param in value._params().items()
+        }
         return {"$type": type(value).__name__, "params": params}
     if isinstance(value, list | tuple):
         return [_described(item) for item in value]
@@ -100,7 +99,6 @@ def _of_node(node: Mapping[str, Any]) -> Values:
     if isinstance(model, Mapping) and "params" in model:
         inner = _params(model)
         code = inner.pop("model_class", None)
-        inner.pop("model_class", None)
         own = inner.pop("model", None)
         yield f"{path}.model", _leaf(code or own or {"$type": model.get("$type")})
         if isinstance(own, Mapping) and "$estimator" in own:
