@@ -7,8 +7,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
@@ -87,62 +87,51 @@ shared_signals: ContextVar[Signals | None] = ContextVar("modularml_signals", def
 
 
 class Interruption(Callback):
-    """Ends a run cleanly on a signal, as a context manager; see `Signals`.
+    """Ends a run cleanly on a signal that is caught within `catching`; see `Signals`.
 
     Parameters
     ----------
     path : Path
         File of the checkpoint to write.
+    save : callable
+        Writes it; see `Experiment.save_checkpoint`.
     """
 
     changes_weights = False
     reads_batches = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, save: Callable[..., Any]) -> None:
         super().__init__("interruption", execution_order=_AFTER_ALL)
-        self.path, self._signals = path, shared_signals.get() or Signals()
-        self._is_shared = shared_signals.get() is not None
+        shared = shared_signals.get()
+        self.path, self.save, self._signals = path, save, shared or Signals()
+        self.catching: AbstractContextManager[Any] = (
+            self._signals if shared is None else nullcontext()
+        )
 
-    def on_batch_end(self, *, experiment: Any, phase: Any, **facts: Any) -> None:
+    def on_batch_end(self, *, phase: Any, **facts: Any) -> None:
         """End the run if a signal has arrived."""
         if self._signals.number and phase.has_no_pending_gradients:
-            self._end("batch_end", experiment, phase)
+            self._end("batch_end", phase)
 
-    def on_epoch_end(self, *, experiment: Any, phase: Any, **facts: Any) -> None:
+    def on_epoch_end(self, *, phase: Any, **facts: Any) -> None:
         """End the run if a signal has arrived after the last batch."""
         if self._signals.number:
-            self._end("epoch_end", experiment, phase)
+            self._end("epoch_end", phase)
 
-    def _end(self, hook: str, experiment: Any, phase: Any) -> None:
+    def _end(self, hook: str, phase: Any) -> None:
         number = self._signals.number
         if phase.is_main:
             meta = {"phase": phase.label, "hook": hook}
-            experiment._save_run_checkpoint(
-                self.path, True, meta, phase.position.record(hook), alone=True
-            )
+            self.save(self.path, True, meta, phase.position.record(hook), alone=True)
             logging.getLogger(__name__).warning(
                 "note: phase %r was stopped by %s; run(resume='auto') resumes from %s",
                 phase.label,
                 signal.Signals(number).name,
                 self.path,
             )
-        if not self._is_shared:
+        if self.catching is self._signals:
             self._signals.number = 0
         raise _error(number)
-
-    def __enter__(self) -> Self:
-        if not self._is_shared:
-            self._signals.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        if not self._is_shared:
-            self._signals.__exit__(kind, error, tb)
 
 
 def is_interruption(error: BaseException) -> bool:

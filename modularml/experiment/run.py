@@ -357,8 +357,9 @@ class Runner:
         if folder is None:
             spills = self.experiment.results_storage.config.memory_budget is not None
             return exit_on_signals() if spills else nullcontext()  # to remove temporary files
-        self._interruption = Interruption(Path(folder) / "interrupted.ckpt.mml")
-        return self._interruption
+        path, save = Path(folder) / "interrupted.ckpt.mml", self.experiment._save_run_checkpoint
+        self._interruption = Interruption(path, save)
+        return self._interruption.catching
 
     @contextmanager
     def reproducibly(self) -> Iterator[None]:

@@ -266,28 +266,26 @@ class Runner(Listeners):
                 if state["epoch"] >= state["max_epoch"]:
                     break
                 self._emit(Event.EPOCH_STARTED, epoch=state["epoch"] + 1, _epoch_iters=0)
-            if state["running"] and self._run_batches():
+            if not state["running"]:
+                continue
+            iterator = self._iterator()
+            state["_event"], state["_left"] = BATCH, 0
+            try:
+                for batch in iterator:
+                    state["batch"] = batch
+                    state["n_iters"] += 1
+                    state["_epoch_iters"] += 1
+                    self._call(self._plans[BATCH], False)
+                    if not state["running"]:
+                        break
+            finally:
+                self._mark = (state["epoch"], state["_epoch_iters"])
+            if state["running"]:
                 self._live = None
                 self._emit(Event.EPOCH_FINISHED, _epoch_iters=None)
         if state.get("_event") != FINISHED:
             self._emit(Event.FINISHED)
         state["running"] = False
-
-    def _run_batches(self) -> bool:
-        """Iterate over the batches of an epoch; return whether they are exhausted."""
-        state, plans, iterator = self.state, self._plans, self._iterator()
-        state["_event"], state["_left"] = BATCH, 0
-        try:
-            for batch in iterator:
-                state["batch"] = batch
-                state["n_iters"] += 1
-                state["_epoch_iters"] += 1
-                self._call(plans[BATCH], False)
-                if not state["running"]:
-                    return False
-        finally:
-            self._mark = (state["epoch"], state["_epoch_iters"])
-        return True
 
     def _emit(self, event: Event, **facts: Any) -> None:
         plan = self._plans[event.value]

@@ -240,7 +240,18 @@ def write_safely(obj: Any, path: str | Path) -> None:
     {'loss': 0.25, 'epochs': (3, 4)}
     """
     path = Path(path)
-    data = _to_bytes(obj)
+    tensors: dict[str, Any] = {}
+    tree = json.dumps(_without_tensors(obj, (), tensors))
+    torch = loaded("torch")
+    data = tree.encode("utf-8") + b"\n"
+    if torch is not None and any(isinstance(value, torch.Tensor) for value in tensors.values()):
+        values = {
+            name: value if isinstance(value, torch.Tensor) else torch.tensor(value)
+            for name, value in tensors.items()
+        }
+        data = bytes(require("safetensors.torch").save(values, {TREE: tree}))
+    elif tensors:
+        data = bytes(save_arrays(tensors, {TREE: tree}))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, [data], overwrite=True, verify=read_saved)
 
@@ -288,22 +299,6 @@ def read_saved(path: str | Path) -> Any:
         return tensors if text is None else _with_tensors(json.loads(text), tensors)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path.name} holds neither JSON nor safetensors: {error}") from error
-
-
-def _to_bytes(obj: Any) -> bytes:
-    tensors_found: dict[str, Any] = {}
-    tree = json.dumps(_without_tensors(obj, (), tensors_found))
-    if not tensors_found:
-        return tree.encode("utf-8") + b"\n"
-    torch = loaded("torch")
-    if torch is None or not any(
-        isinstance(value, torch.Tensor) for value in tensors_found.values()
-    ):
-        return bytes(save_arrays(tensors_found, {TREE: tree}))
-    tensors = {
-        n: v if isinstance(v, torch.Tensor) else torch.tensor(v) for n, v in tensors_found.items()
-    }
-    return bytes(require("safetensors.torch").save(tensors, {TREE: tree}))
 
 
 def _without_tensors(value: Any, path: tuple[str, ...], tensors: dict[str, Any]) -> Any:

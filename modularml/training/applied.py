@@ -260,7 +260,14 @@ class AppliedLoss(Configurable):
             raise LossError("the step has not run yet; pass it to graph.train_step or eval_step")
         if self.label in layout.padded:
             raise LossError(f"loss {self.label!r} reads padded columns; its value is in ctx.losses")
-        self._check_weights(ctx)
+        if self.label not in dict(layout.losses) and self.loss.over != "batch":
+            # a step only collects sample weights for its own losses
+            sources = ctx.sources(self._node_id_of(layout, self.on))
+            if self.is_weighted or any(ctx.weights(source) for source in sources):
+                raise LossError(
+                    f"loss {self.label!r}: samples have weights, but the step was run without this "
+                    "loss; pass it to graph.train_step or eval_step and read ctx.losses"
+                )
         args = [self._argument(ctx, item) for item in self.parsed]
         adapter = layout.adapter_of(self._node_id_of(layout, self.on))
         fn = self.loss.resolve(adapter.backend)
@@ -306,17 +313,6 @@ class AppliedLoss(Configurable):
         elif values.ndim == 2 and values.shape[1] == 1 and not floating:
             values = values[:, 0]
         return layout.adapter_of(node_id).from_numpy(values, dtype=out.dtype if floating else None)
-
-    def _check_weights(self, ctx: Any) -> None:
-        """Refuse to ignore sample weights, which a step only collects for its own losses."""
-        if self.label in dict(ctx.layout.losses) or self.loss.over == "batch":
-            return
-        sources = ctx.sources(self._node_id_of(ctx.layout, self.on))
-        if self.is_weighted or any(ctx.weights(source) for source in sources):
-            raise LossError(
-                f"loss {self.label!r}: samples have weights, but the step was run without this "
-                "loss; pass it to graph.train_step or eval_step and read ctx.losses"
-            )
 
     def _node_id_of(self, layout: Any, name: str) -> str:
         for node_id, _ in layout.outputs:
