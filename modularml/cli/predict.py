@@ -25,7 +25,12 @@ __all__ = ["run_predict"]
 def run_predict(args: argparse.Namespace) -> Reply:
     """Predict, and write or show a table."""
     check_folder("--out", args.out)
-    model = _loaded(args)
+    kind = inspect(args.model)["kind"]
+    ensemble = require("modularml.strategies").Ensemble
+    classes: dict[str, Any] = {c.__name__: c for c in (Experiment, ModelGraph, ensemble)}
+    if kind not in classes:
+        raise ConfigError(f"{args.model!r} holds no trained model; pass an .exp.mml or .mg.mml")
+    model = classes[kind].load(args.model, allow_import=args.allow_import)
     reads = _reads(model)
     tables = _tables(args.tables, reads)
     options: dict[str, Any] = {"node": args.node, "fmt": "pandas", "tags": args.tags}
@@ -46,15 +51,6 @@ def run_predict(args: argparse.Namespace) -> Reply:
     write_table(frame, args.out)
     facts = {"rows": len(frame), "columns": [str(c) for c in frame], "file": args.out}
     return Reply("" if args.out in (None, "-") else f"{len(frame)} rows in {args.out}", facts)
-
-
-def _loaded(args: argparse.Namespace) -> Any:
-    kind = inspect(args.model)["kind"]
-    ensemble = require("modularml.strategies").Ensemble
-    classes: dict[str, Any] = {c.__name__: c for c in (Experiment, ModelGraph, ensemble)}
-    if kind not in classes:
-        raise ConfigError(f"{args.model!r} holds no trained model; pass an .exp.mml or .mg.mml")
-    return classes[kind].load(args.model, allow_import=args.allow_import)
 
 
 def _reads(model: Any) -> dict[str, list[ColumnSpec]]:

@@ -56,7 +56,15 @@ def run_plan_files(args: argparse.Namespace) -> Reply:
             ) from error
     plan = read_plan(args.plan, args.set, args.allow_import)
     check_plan(plan)
-    sets, experiment = _prepare(plan)
+    seed = plan.tree["experiment"]["params"].get("seed")
+    if seed is not None:  # of encoders that draw random numbers
+        seed_all(seed, "data")
+    sets = build_data(plan)
+    experiment = build_experiment(plan, sets)
+    if "sweep" in plan.tree:
+        build_sweep(plan, experiment, None)
+    elif "folds" in plan.tree:
+        _ = build_folds(plan, experiment).folds
     if args.dry_run:
         text = resolved_text(plan, sets, Path())
         return Reply(text.rstrip("\n"), load_yaml(text))
@@ -80,20 +88,6 @@ def run_schema(args: argparse.Namespace) -> Reply:
     load_classes(models=True)
     schema = plan_schema()
     return Reply(json.dumps(schema, indent=2), schema)
-
-
-def _prepare(plan: Plan) -> tuple[dict[str, FeatureSet], Experiment]:
-    """Read the data of a plan and build all that it asks for in the active context."""
-    seed = plan.tree["experiment"]["params"].get("seed")
-    if seed is not None:  # of encoders that draw random numbers
-        seed_all(seed, "data")
-    sets = build_data(plan)
-    experiment = build_experiment(plan, sets)
-    if "sweep" in plan.tree:
-        build_sweep(plan, experiment, None)
-    elif "folds" in plan.tree:
-        _ = build_folds(plan, experiment).folds
-    return sets, experiment
 
 
 def _run_plan(

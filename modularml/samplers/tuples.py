@@ -90,7 +90,22 @@ class NSampler(BaseSampler):
         choose_best_only: bool = False,
         **kwargs: Any,
     ) -> None:
-        _check(condition_mapping)
+        mapping: Any = condition_mapping
+        if not isinstance(mapping, Mapping) or not mapping:
+            raise ConfigError(
+                f"condition_mapping must be {{role: {{column: ...}}}}, got {mapping!r}"
+            )
+        for role, by_column in mapping.items():
+            conditions = by_column.values() if isinstance(by_column, Mapping) else ()
+            if not conditions or not all(isinstance(c, SimilarityCondition) for c in conditions):
+                raise ConfigError(
+                    f"conditions of role {role!r} must map columns to SimilarityCondition, "
+                    f"got {by_column!r}"
+                )
+            if role in (ANCHOR, DEFAULT) or not isinstance(role, str) or not role.isidentifier():
+                raise ConfigError(
+                    f"a role must be a name other than 'anchor' and 'default', got {role!r}"
+                )
         at_least(1, max_samples_per_anchor=max_samples_per_anchor)
         self.roles = (ANCHOR, *condition_mapping)
         super().__init__(**kwargs)
@@ -280,23 +295,6 @@ class TripletSampler(NSampler):
         kwargs |= {"choose_best_only": choose_best_only}
         super().__init__(mapping, max_samples_per_anchor=max_samples_per_anchor, **kwargs)
         self.pos_conditions, self.neg_conditions = pos_conditions, neg_conditions
-
-
-def _check(mapping: Any) -> None:
-    """Check that a mapping maps roles and columns to conditions."""
-    if not isinstance(mapping, Mapping) or not mapping:
-        raise ConfigError(f"condition_mapping must be {{role: {{column: ...}}}}, got {mapping!r}")
-    for role, by_column in mapping.items():
-        conditions = by_column.values() if isinstance(by_column, Mapping) else ()
-        if not conditions or not all(isinstance(c, SimilarityCondition) for c in conditions):
-            raise ConfigError(
-                f"conditions of role {role!r} must map columns to SimilarityCondition, "
-                f"got {by_column!r}"
-            )
-        if role in (ANCHOR, DEFAULT) or not isinstance(role, str) or not role.isidentifier():
-            raise ConfigError(
-                f"a role must be a name other than 'anchor' and 'default', got {role!r}"
-            )
 
 
 for _cls in (NSampler, PairedSampler, TripletSampler):

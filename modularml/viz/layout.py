@@ -114,7 +114,14 @@ def lay_out(
         layers[item.layer].append(item)
     rows = _ordered([layers[number] for number in sorted(layers)])
     _place(rows)
-    bands = _bands(rows)
+    # where each layer starts and ends; gaps with steep edges are made wider
+    bands: list[tuple[float, float]] = []
+    start = 0.0
+    for row in rows:
+        end = start + max(item.depth for item in row)
+        bands.append((start, end))
+        jump = max((abs(o.at - item.at) for item in row for o in item.after), default=0.0)
+        start = end + LAYER_GAP + min(jump * 0.15, LAYER_GAP)
     length = max((end for _, end in bands), default=0.0)
     breadth = max((item.at - item.line + item.span for row in rows for item in row), default=0.0)
     rects = {}
@@ -152,7 +159,11 @@ def _items(
         low, high = sorted((boxes[link.source], boxes[link.target]), key=lambda box: box.layer)
         chain = [low, *(_Item(number) for number in range(low.layer + 1, high.layer)), high]
         if gap:
-            chain[layer[gap] - low.layer] = _label(layer[gap], link.label, turned)
+            # a label stands above its line, or right of it if layers go down
+            width, height = link.label
+            room = (height, width, 0.0) if turned else (width, height, height + LABEL_PAD)
+            label = _Item(layer[gap], room[0] + 2 * LABEL_PAD, room[1] + LABEL_PAD, room[2])
+            chain[layer[gap] - low.layer] = label
         for one, two in pairwise(chain):
             one.after.append(two)
             two.before.append(one)
@@ -184,14 +195,6 @@ def _ranks(names: Iterable[str], links: Sequence[Link]) -> dict[str, int]:
     return rank
 
 
-def _label(layer: int, size: tuple[float, float], turned: bool) -> _Item:
-    """Create the item of a label: above its line, or right of it if layers go down."""
-    width, height = size
-    if turned:
-        return _Item(layer, height + 2 * LABEL_PAD, width + LABEL_PAD, 0.0)
-    return _Item(layer, width + 2 * LABEL_PAD, height + LABEL_PAD, height + LABEL_PAD)
-
-
 def _ordered(rows: list[list[_Item]]) -> list[list[_Item]]:
     """Order the items of each layer by barycentre sweeps; return those with fewest crossings."""
     best, fewest = rows, float("inf")
@@ -202,24 +205,19 @@ def _ordered(rows: list[list[_Item]]) -> list[list[_Item]]:
                 row.sort(key=lambda item: _mean(item.before if down else item.after, item.at))
             for number, item in enumerate(row):
                 item.at = float(number)
-        if (count := _crossings(rows)) < fewest:
+        count = 0  # pairs of edges that cross between neighbouring layers
+        for row in rows:
+            seen: list[float] = []
+            for _, end in sorted((item.at, other.at) for item in row for other in item.after):
+                count += len(seen) - bisect_right(seen, end)
+                insort(seen, end)
+        if count < fewest:
             best, fewest = [list(row) for row in rows], count
     return best
 
 
 def _mean(others: Sequence[_Item], default: float) -> float:
     return sum(item.at for item in others) / len(others) if others else default
-
-
-def _crossings(rows: Sequence[Sequence[_Item]]) -> int:
-    """Count the pairs of edges that cross between neighbouring layers."""
-    total = 0
-    for row in rows:
-        seen: list[float] = []
-        for _, end in sorted((item.at, other.at) for item in row for other in item.after):
-            total += len(seen) - bisect_right(seen, end)
-            insort(seen, end)
-    return total
 
 
 def _place(rows: Sequence[Sequence[_Item]]) -> None:
@@ -246,17 +244,6 @@ def _place(rows: Sequence[Sequence[_Item]]) -> None:
     for row in rows:
         for item in row:
             item.at -= edge
-
-
-def _bands(rows: Sequence[Sequence[_Item]]) -> list[tuple[float, float]]:
-    """Return where each layer starts and ends; gaps with steep edges are made wider."""
-    bands, start = [], 0.0
-    for row in rows:
-        end = start + max(item.depth for item in row)
-        bands.append((start, end))
-        jump = max((abs(o.at - item.at) for item in row for o in item.after), default=0.0)
-        start = end + LAYER_GAP + min(jump * 0.15, LAYER_GAP)
-    return bands
 
 
 def _route(

@@ -85,7 +85,14 @@ def confusion_matrix(
     if both.isna().any():
         row = int(np.flatnonzero(both.isna())[0]) % len(true)
         raise DataError(f"classes must not be missing, but are in row {row} of y_true or y_pred")
-    names = _classes(both) if labels is None else list(dict.fromkeys(labels))
+    try:
+        names = sorted(set(both)) if labels is None else list(dict.fromkeys(labels))
+    except TypeError:
+        kinds = sorted({type(value).__name__ for value in both})
+        raise DataError(
+            f"classes must be all numbers or all texts, got {' and '.join(kinds)}; convert them, "
+            "or pass labels"
+        ) from None
     codes = pd.Index(names, dtype=object).get_indexer(both)
     if (codes < 0).any():
         missing = sorted({repr(name) for name in both[codes < 0]})
@@ -109,7 +116,10 @@ def confusion_matrix(
     size = min(10.0, 0.8 * 72.0 * cell / (0.64 * longest))
     font = {"fontsize": size, "ha": "center", "va": "center"}
     for (row, column), text in texts.items():
-        colour = _readable(image.to_rgba(shade[row, column]))
+        # dark or white text for the background, by relative luminance (WCAG 2.1)
+        cell_colour = image.to_rgba(shade[row, column])[:3]
+        red, green, blue = (((c + 0.055) / 1.055) ** 2.4 for c in cell_colour)
+        colour = INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.2 else PAPER
         axes.text(column, row, text, color=colour, family=FONT, in_layout=False, **font)
     return finish(figure, path)
 
@@ -228,18 +238,6 @@ def _errors(true: Array, pred: Array, unit: str, n_rows: int) -> str:
     return ", ".join(facts)
 
 
-def _classes(values: pd.Series[Any]) -> list[Any]:
-    """Return the classes that occur, sorted."""
-    try:
-        return sorted(set(values))
-    except TypeError:
-        kinds = sorted({type(value).__name__ for value in values})
-        raise DataError(
-            f"classes must be all numbers or all texts, got {' and '.join(kinds)}; convert them, "
-            "or pass labels"
-        ) from None
-
-
 def _shade(axes: Any, shade: Array, names: Sequence[str]) -> Any:
     """Draw the cells with class names; return the image, which maps to colours."""
     colours = require("matplotlib.colors").LinearSegmentedColormap.from_list("shades", SHADES)
@@ -254,12 +252,6 @@ def _shade(axes: Any, shade: Array, names: Sequence[str]) -> Any:
         axis.set_ticks(np.arange(len(names) - 1) + 0.5, minor=True)
     axes.grid(which="minor", color=PAPER, linewidth=2.0, linestyle="-")
     return axes.imshow(shade, cmap=colours, vmin=0.0, vmax=1.0)
-
-
-def _readable(colour: Sequence[float]) -> str:
-    """Return dark or white text for a background, by relative luminance (WCAG 2.1)."""
-    red, green, blue = (((c + 0.055) / 1.055) ** 2.4 for c in colour[:3])
-    return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.2 else PAPER
 
 
 LINE: dict[str, Any] = {"color": MUTED, "linewidth": 1.2, "linestyle": (0, (4, 3))}

@@ -237,7 +237,14 @@ def compose(
     Scene
         Edges first, so that boxes cover them.
     """
-    rows = {node.id: _node_rows(node) for node in nodes}
+    rows = {}
+    for node in nodes:
+        small, ink = (MUTED, MUTED) if node.dimmed else (TONES[node.kind].ink, INK)
+        rows[node.id] = [
+            *_rows(node.caption, NODE_CHARS, CAPTION, small),
+            *_rows(node.title, NODE_CHARS, BOLD, ink, bold=True),
+            *(row for line in node.lines for row in _rows(line, NODE_CHARS, BODY, ink)),
+        ]
     labels = [_rows(edge.label, LABEL_CHARS, SMALL, MUTED) for edge in edges]
     links = [
         Link(edge.source, edge.target, _size(label))
@@ -256,7 +263,10 @@ def compose(
         width, top = max(width, _size(heading)[0]), top - _size(heading)[1] - PAD
         groups.append(Group("title", "", _words(heading, 0.0, top + MARGIN)))
     if any(edge.marker == "stop" for edge in edges):
-        groups.append(_key(bottom))
+        middle = bottom + SMALL / 2
+        ends = (Point(4.0, middle - BAR * 0.7), Point(4.0, middle + BAR * 0.7))
+        words = _words(_rows(STOP_WORDS, NODE_CHARS, SMALL, MUTED), 14.0, bottom - 2.0)
+        groups.append(Group("key", "", (Bar(*ends, STOP, ""), *words)))
         width, bottom = max(width, KEY_WIDTH), bottom + MARGIN + SMALL
     sheet = Rect(-MARGIN, top, width + 2 * MARGIN, bottom - top)
     return Scene(clean(title), sheet, tuple(groups))
@@ -296,16 +306,6 @@ def _words(rows: Sequence[Words], x: float, y: float) -> tuple[Words, ...]:
     return tuple(placed)
 
 
-def _node_rows(node: DiagramNode) -> list[Words]:
-    """Return the text of a box: its kind, title and lines."""
-    small, ink = (MUTED, MUTED) if node.dimmed else (TONES[node.kind].ink, INK)
-    return [
-        *_rows(node.caption, NODE_CHARS, CAPTION, small),
-        *_rows(node.title, NODE_CHARS, BOLD, ink, bold=True),
-        *(row for line in node.lines for row in _rows(line, NODE_CHARS, BODY, ink)),
-    ]
-
-
 def _node_group(node: DiagramNode, box: Rect, rows: Sequence[Words]) -> Group:
     """Draw a box: a panel, a stripe in the colour of its kind, and its text."""
     tone = TONES[node.kind]
@@ -333,7 +333,14 @@ def _edge_groups(
         tip = f"{titles[edge.source]} \u2192 {titles[edge.target]}"
         shapes: list[Shape] = [_arrow(route, edge.style == "dashed", direction)]
         if edge.marker == "stop":
-            shapes.append(_bar(route, direction))
+            # a stroke perpendicular to the edge, in the middle of its last curve
+            one, two = route.points[-2:]
+            dx, dy = two.x - one.x, two.y - one.y
+            dx, dy = (dx, 2 * dy) if direction == "LR" else (2 * dx, dy)
+            scale = BAR / math.hypot(dx, dy)
+            x, y = (one.x + two.x) / 2, (one.y + two.y) / 2
+            ends = Point(x - dy * scale, y + dx * scale), Point(x + dy * scale, y - dx * scale)
+            shapes.append(Bar(*ends, STOP, STOP_WORDS))
         if route.label:
             shapes += _words(label, route.label.x, route.label.y)
         notes = f": {edge.notes}" if edge.notes else ""
@@ -359,22 +366,3 @@ def _arrow(route: Route, dashed: bool, direction: Literal["LR", "TB"]) -> Arrow:
 def _turned(point: Point, direction: Literal["LR", "TB"]) -> Point:
     """Swap the axes if edges lead down."""
     return point if direction == "LR" else Point(point.y, point.x)
-
-
-def _bar(route: Route, direction: Literal["LR", "TB"]) -> Bar:
-    """Draw a stroke perpendicular to an edge, in the middle of its last curve."""
-    one, two = route.points[-2:]
-    dx, dy = two.x - one.x, two.y - one.y
-    dx, dy = (dx, 2 * dy) if direction == "LR" else (2 * dx, dy)
-    scale = BAR / math.hypot(dx, dy)
-    x, y = (one.x + two.x) / 2, (one.y + two.y) / 2
-    ends = Point(x - dy * scale, y + dx * scale), Point(x + dy * scale, y - dx * scale)
-    return Bar(*ends, STOP, STOP_WORDS)
-
-
-def _key(y: float) -> Group:
-    """Explain the bar below the drawing."""
-    x, middle = 4.0, y + SMALL / 2
-    bar = Bar(Point(x, middle - BAR * 0.7), Point(x, middle + BAR * 0.7), STOP, "")
-    words = _words(_rows(STOP_WORDS, NODE_CHARS, SMALL, MUTED), x + 10.0, y - 2.0)
-    return Group("key", "", (bar, *words))
