@@ -33,8 +33,8 @@ MODULES = {
     "modularml.data.packing": "Files",
     "modularml.data.sections": "Files",
     "modularml.data.joining": "Rows and splits",
-    "modularml.data.display": "Display",
-    "modularml.data.audit_report": "Display",
+    "modularml.data.display": "Summaries and audits",
+    "modularml.data.audit_report": "Summaries and audits",
 }
 """Headings of methods by the module that they are defined in."""
 
