@@ -80,9 +80,8 @@ class Configurable(Checked):
     def encoded(self) -> dict[str, Any]:
         """Return the name of the class and the config, as they stand in a file."""
         cls, known = type(self), config_registry.get(name := name_of(type(self)))
-        if known is not cls and _is_again(known, cls):
-            raise _is_older(cls)
         if known is not cls:
+            _refuse_older(cls, known)
             raise ConfigError(
                 f"{cls.__module__}:{cls.__qualname__} cannot be found again by name, as another "
                 f"class is called {name!r} too; rename it"
@@ -420,8 +419,7 @@ def _code_name(code: Any) -> str:
     name = f"{code.__module__}:{code.__qualname__}"
     found = _imported(name)
     if found is not code and not (inspect.ismethod(code) and found == code):
-        if _is_again(found, code):
-            raise _is_older(code)
+        _refuse_older(code, found)
         raise ConfigError(
             f"{name} cannot be found again by name; define it with `def` or `class` "
             "at the top level of a module"
@@ -429,19 +427,15 @@ def _code_name(code: Any) -> str:
     return name
 
 
-def _is_older(code: Any) -> ConfigError:
-    name = f"{code.__module__}:{code.__qualname__}"
-    return ConfigError(
-        f"{name} is an older one than that of its module, which was loaded or run again since "
-        f"(importlib.reload, autoreload, a cell); import {code.__qualname__!r} again, and make "
-        "what uses it again"
-    )
-
-
-def _is_again(found: Any, code: Any) -> bool:
-    """Tell whether a module has another object where this one was defined."""
-    same = type(found) is type(code) and getattr(found, "__module__", "") == code.__module__
-    return same and found.__qualname__ == code.__qualname__
+def _refuse_older(code: Any, found: Any) -> None:
+    """Refuse a class or function if its module has another one where it was defined."""
+    same_module = type(found) is type(code) and getattr(found, "__module__", "") == code.__module__
+    if same_module and found.__qualname__ == code.__qualname__:
+        raise ConfigError(
+            f"{code.__module__}:{code.__qualname__} is an older one than that of its module, which "
+            "was loaded or run again since (importlib.reload, autoreload, a cell); import "
+            f"{code.__qualname__!r} again, and make what uses it again"
+        )
 
 
 def name_of(cls: type) -> str:
