@@ -10,10 +10,10 @@ import numpy as np
 
 from modularml._optional import require
 from modularml.callbacks import EarlyStopping, EvalLossMetric, Evaluation
-from modularml.data import FeatureSet
+from modularml.data.featureset import FeatureSet
 from modularml.experiment import EvalPhase, Experiment, TrainPhase
 from modularml.graph import ConcatNode, ModelGraph, ModelNode
-from modularml.models.torch import SequentialCNN, SequentialMLP
+from modularml.models.torch.networks import SequentialCNN, SequentialMLP
 from modularml.plotting import confusion_matrix, loss_curves, parity
 from modularml.samplers import SimpleSampler
 from modularml.training import AppliedLoss, Loss, Optimizer

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from modularml._optional import require
 from modularml.cli.console import Reply, check_folder
-from modularml.io import diff, extract, inspect, render
+from modularml.io.inspection import inspect, render
+from modularml.io.two_files import diff, extract
 
 __all__ = [
     "run_compare",

@@ -14,7 +14,7 @@ from modularml.data.schema import RAW, ColumnSpec
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.experiment import Experiment
 from modularml.graph.model_graph import ModelGraph
-from modularml.io import inspect
+from modularml.io.inspection import inspect
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -38,7 +38,7 @@ class Constructors:
     def from_dict(
         cls,
         label: str,
-        data: dict[str, Sequence[Any]],
+        data: Mapping[str, Sequence[Any] | Array],
         feature_keys: str | list[str],
         target_keys: str | list[str],
         tag_keys: str | list[str] | None = None,

@@ -43,7 +43,7 @@ def fit_transform(
     domain: str,
     keys: str | list[str] | None = None,
     fit_to_split: str | None = None,
-    merged_axes: int | tuple[int] | None = None,
+    merged_axes: int | tuple[int, ...] | None = None,
     targets: str | list[str] | None = None,
     per: str | list[str] | None = None,
     unseen: str = "error",

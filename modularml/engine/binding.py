@@ -12,11 +12,12 @@ import numpy as np
 
 from modularml.config import Configurable
 from modularml.context import ExperimentContext
-from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.batch import BatchView
+from modularml.data.featureset import FeatureSet
 from modularml.data.joining import join, table_of
 from modularml.data.lineage import Source
 from modularml.data.references import FeatureSetReference, join_key
+from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, GraphError, SplitError, UnknownNameError, expect
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.node import ComputeNode, GraphNode

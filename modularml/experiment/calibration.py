@@ -7,8 +7,9 @@ from typing import Any
 
 from modularml._typing import Array
 from modularml._warning import warn
-from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.featureset import FeatureSet
 from modularml.data.ids import id_texts
+from modularml.data.view import FeatureSetView
 from modularml.engine.monitoring import loggers_of, monitors_of
 from modularml.errors import ConfigError, DataError
 from modularml.experiment.evaluating import (

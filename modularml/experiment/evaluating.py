@@ -10,9 +10,10 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array, Columns
-from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.featureset import FeatureSet
 from modularml.data.schema import RAW
 from modularml.data.selectors import as_list, select_one
+from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, ScalerError, UnknownNameError
 from modularml.experiment.run_audit import refuse_or_warn
 from modularml.graph.lineage import source_columns_of

@@ -17,8 +17,8 @@ from modularml.audit import AuditReport, AuditWarning, audit
 from modularml.audit.likeness import shared
 from modularml.audit.table import is_training
 from modularml.context import ExperimentContext
-from modularml.data import FeatureSet
 from modularml.data.audit_report import Finding
+from modularml.data.featureset import FeatureSet
 from modularml.data.ids import id_texts
 from modularml.engine.monitoring import loggers_of, monitors_of
 from modularml.errors import AuditError

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from modularml.config import decode, encode
 from modularml.context import ExperimentContext, RegistrationPolicy
-from modularml.data import FeatureSet
+from modularml.data.featureset import FeatureSet
 from modularml.data.packing import packed, packed_without_rows, unpacked
 from modularml.errors import ConfigError
 from modularml.experiment.checkpoints import ExperimentCheckpoints
@@ -25,8 +25,8 @@ from modularml.graph.files import (
     warn_of_stored_rows,
 )
 from modularml.graph.model_graph import ModelGraph
-from modularml.io import inspect
 from modularml.io.artifact import read_artifact
+from modularml.io.inspection import inspect
 from modularml.phases.group import callback_from, plan_from
 from modularml.results.recording import ResultsConfig
 

@@ -12,8 +12,9 @@ from modularml._arguments import at_least
 from modularml._optional import require
 from modularml._typing import Array, Columns
 from modularml.context import ExperimentContext
-from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.featureset import FeatureSet
 from modularml.data.schema import RAW
+from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError
 from modularml.experiment.calibration import (
     calibrated_bounds,

@@ -12,7 +12,7 @@ from modularml._warning import warn
 from modularml.backends import BackendAdapter, adapter_for
 from modularml.config import decode
 from modularml.context import ExperimentContext
-from modularml.data import FeatureSet
+from modularml.data.featureset import FeatureSet
 from modularml.data.packing import scalers_fingerprint, unpacked
 from modularml.errors import (
     ConfigError,

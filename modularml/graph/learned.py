@@ -11,9 +11,10 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml.audit.likeness import content_words, id_words
 from modularml.audit.table import is_testing, is_training
-from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.featureset import FeatureSet
 from modularml.data.ids import id_texts, make_ids
 from modularml.data.schema import SAMPLE_UUIDS
+from modularml.data.view import FeatureSetView
 
 __all__ = ["LearnedRows", "fit_rows_of", "leakage_message"]
 

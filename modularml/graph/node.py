@@ -12,13 +12,14 @@ from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter
 from modularml.config import Configurable, Stateful, decode
 from modularml.context import ExperimentContext, ExperimentNode
-from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.featureset import FeatureSet
 from modularml.data.lineage import ColumnLineage
 from modularml.data.references import (
     ExperimentNodeReference,
     FeatureSetReference,
     GraphNodeReference,
 )
+from modularml.data.view import FeatureSetView
 from modularml.errors import GraphError
 
 __all__ = ["ComputeNode", "GraphNode", "UpstreamLike", "as_reference"]

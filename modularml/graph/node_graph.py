@@ -10,8 +10,9 @@ from typing import Any, Self
 
 from modularml.backends import Backend
 from modularml.context import ExperimentContext
-from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.featureset import FeatureSet
 from modularml.data.references import ExperimentNodeReference
+from modularml.data.view import FeatureSetView
 from modularml.errors import GraphError, UnknownNameError, closest
 from modularml.graph.learned import LearnedRows, fit_rows_of, leakage_message
 from modularml.graph.model_node import ModelNode

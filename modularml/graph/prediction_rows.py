@@ -11,8 +11,8 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array
 from modularml.context import ExperimentContext
-from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.arrow_types import in_shape
+from modularml.data.featureset import FeatureSet
 from modularml.data.formats import stack
 from modularml.data.joining import Table, join, table_of
 from modularml.data.lineage import SourceColumns
@@ -20,6 +20,7 @@ from modularml.data.samples import in_steps
 from modularml.data.schema import RAW
 from modularml.data.selectors import select_one
 from modularml.data.transforming import newest_of
+from modularml.data.view import FeatureSetView
 from modularml.errors import (
     DataError,
     GraphError,

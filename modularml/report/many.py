@@ -14,10 +14,10 @@ import pandas as pd
 
 from modularml._warning import warn
 from modularml.context import ExperimentContext
-from modularml.data import FeatureSet
+from modularml.data.featureset import FeatureSet
 from modularml.errors import ConfigError, ModularMLError
 from modularml.experiment import Experiment
-from modularml.io import inspect
+from modularml.io.inspection import inspect
 from modularml.report.blocks import (
     MISSING,
     Block,
@@ -66,7 +66,7 @@ def loaded_source(source: Any, options: Options, load: Any) -> tuple[Any, Option
             raise ConfigError(f"{', '.join(load)} are for files, got a {type(source).__name__}")
         return source, options
     facts = inspect(source)
-    classes = {"Experiment": Experiment, "FeatureSet": FeatureSet}
+    classes: dict[str, Any] = {"Experiment": Experiment, "FeatureSet": FeatureSet}
     if facts["type"] not in classes:
         raise ConfigError(
             f"{str(source)!r} holds a {facts['kind']}; pass the file of an experiment or a "

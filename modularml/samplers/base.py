@@ -13,9 +13,11 @@ from modularml._registry import Registry
 from modularml._typing import Array, Columns, IntArray
 from modularml._warning import warn
 from modularml.config import Configurable, Stateful
-from modularml.data import BatchView, FeatureSet, FeatureSetView, SampledView
+from modularml.data.batch import BatchView, SampledView
+from modularml.data.featureset import FeatureSet
 from modularml.data.joining import join, link_by, table_of
 from modularml.data.selectors import as_list, select_one
+from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.io.artifact import Saveable
 from modularml.io.randomness import drawn_seed

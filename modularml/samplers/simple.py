@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array, Columns, IntArray
-from modularml.data import FeatureSetView
 from modularml.data.selectors import as_list, select_one
+from modularml.data.view import FeatureSetView
 from modularml.errors import DataError
 from modularml.samplers.base import BaseSampler, check_known, sampler_registry
 from modularml.samplers.batching import DEFAULT, EpochBatches

@@ -12,8 +12,8 @@ from modularml._arguments import at_least
 from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml._warning import warn
-from modularml.data import FeatureSetView
 from modularml.data.selectors import select_one
+from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError
 from modularml.samplers.base import BaseSampler, sampler_registry
 from modularml.samplers.batching import DEFAULT, EpochBatches

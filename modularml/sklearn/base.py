@@ -21,10 +21,10 @@ from modularml._arguments import at_least
 from modularml._typing import Array
 from modularml.config import find_code
 from modularml.context import ExperimentContext
-from modularml.data import FeatureSet
+from modularml.data.featureset import FeatureSet
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.experiment import Experiment, FitPhase, TrainPhase
-from modularml.io import inspect as inspect_file
+from modularml.io.inspection import inspect as inspect_file
 from modularml.io.randomness import OwnRandomness, drawn_seed
 from modularml.sklearn.default_build import tabular_mlp
 from modularml.sklearn.rows import (

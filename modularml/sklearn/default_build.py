@@ -5,7 +5,8 @@ from __future__ import annotations
 from sklearn.preprocessing import OrdinalEncoder
 
 from modularml.callbacks import Callback, EarlyStopping, EvalLossMetric, Evaluation
-from modularml.data import FeatureSet, FeatureSetReference
+from modularml.data.featureset import FeatureSet
+from modularml.data.references import FeatureSetReference
 from modularml.errors import DataError
 from modularml.experiment import Experiment, TrainPhase
 from modularml.graph import ModelGraph, ModelNode
@@ -57,7 +58,7 @@ def tabular_mlp(
     >>> ExperimentRegressor(tabular_mlp).build is tabular_mlp
     True
     """
-    from modularml.models.torch import TabularMLP  # noqa: PLC0415 - imports torch
+    from modularml.models.torch.networks import TabularMLP  # noqa: PLC0415 - imports torch
 
     inputs = _inputs(rows)
     shape = None

@@ -11,7 +11,7 @@ from sklearn.utils import assert_all_finite, check_array, check_consistent_lengt
 from sklearn.utils.validation import validate_data
 
 from modularml._typing import Array
-from modularml.data import FeatureSet
+from modularml.data.featureset import FeatureSet
 from modularml.errors import DataError
 
 __all__ = ["GROUPS", "TARGET", "WEIGHTS", "columns_of", "featureset_of", "keys_of", "weights_of"]

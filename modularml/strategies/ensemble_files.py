@@ -10,7 +10,7 @@ import numpy as np
 
 from modularml.config import encode
 from modularml.context import ExperimentContext
-from modularml.data import FeatureSet
+from modularml.data.featureset import FeatureSet
 from modularml.data.packing import packed_without_rows, unpacked
 from modularml.errors import ConfigError, DataError
 from modularml.experiment import Experiment

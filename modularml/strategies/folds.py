@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 from modularml._arguments import Checked
 from modularml._typing import Array, Columns, IntArray
 from modularml.context import ExperimentContext
-from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.featureset import FeatureSet
 from modularml.data.ids import id_array
 from modularml.data.joining import Link, table_of
 from modularml.data.lineage import Source
 from modularml.data.row_records import with_series
 from modularml.data.selectors import as_list, select_one
+from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, SplitError
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.relations import links_of, meetings_of

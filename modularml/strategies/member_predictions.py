@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array
-from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.featureset import FeatureSet
+from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError
 from modularml.experiment import Experiment
 from modularml.experiment.calibration import known_targets

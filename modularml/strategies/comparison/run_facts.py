@@ -22,8 +22,9 @@ from modularml.engine.monitoring import direction
 from modularml.errors import ConfigError, MMLError, MMLKindError, UnknownNameError
 from modularml.experiment import Experiment, PhaseGroupResults, TrainResults
 from modularml.experiment.run import ExperimentRun
-from modularml.io import inspect, limits
+from modularml.io import limits
 from modularml.io.archive import open_archive
+from modularml.io.inspection import inspect
 from modularml.io.tensors import load_table, load_tensors
 from modularml.strategies.comparison.config_paths import config_by_path, config_of
 from modularml.strategies.cv_results import CVResults

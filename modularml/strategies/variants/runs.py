@@ -27,8 +27,8 @@ from modularml.errors import ConfigError, ExecutionError, ModularMLError
 from modularml.experiment import Checkpointing, Experiment, PhaseGroup
 from modularml.experiment.resume import config_hash
 from modularml.graph.files import check_storable
-from modularml.io import inspect
 from modularml.io.atomic import temporary_folder
+from modularml.io.inspection import inspect
 from modularml.io.randomness import unchanged_randomness
 from modularml.progress import bar
 from modularml.strategies.variants.clusters import (

@@ -16,7 +16,7 @@ from modularml._typing import IntArray
 from modularml.backends import Backend, adapter_for, backend_of
 from modularml.config import Configurable
 from modularml.context import ExperimentContext, ExperimentNode
-from modularml.data import FeatureSet
+from modularml.data.featureset import FeatureSet
 from modularml.engine.monitoring import loggers_of, monitors_of, schedules_of
 from modularml.experiment import Experiment, FitPhase, PhaseGroup
 from modularml.graph.files import check_ties
