@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from modularml._optional import require
-from modularml.cli.console import Reply, check_folder, read_table, write_table
+from modularml.cli.console import Reply, check_folder, is_parquet, unreadable
 from modularml.context import ExperimentContext
 from modularml.data.schema import RAW, ColumnSpec
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.experiment import Experiment
 from modularml.graph.model_graph import ModelGraph
 from modularml.io.inspection import inspect
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["run_predict"]
 
@@ -48,7 +48,12 @@ def run_predict(args: argparse.Namespace) -> Reply:
     frame = _one_frame(model.predict(tables, **options, **given))
     if args.json and args.out is None:
         return Reply(data=frame.to_dict("records"))
-    write_table(frame, args.out)
+    if args.out in (None, "-"):
+        frame.to_csv(sys.stdout, index=False)
+    elif is_parquet(args.out):
+        frame.to_parquet(args.out, index=False)
+    else:
+        frame.to_csv(args.out, index=False)
     facts = {"rows": len(frame), "columns": [str(c) for c in frame], "file": args.out}
     return Reply("" if args.out in (None, "-") else f"{len(frame)} rows in {args.out}", facts)
 
@@ -88,9 +93,21 @@ def _tables(given: list[str], reads: Mapping[str, list[ColumnSpec]]) -> Any:
 
 
 def _read(path: str, specs: list[ColumnSpec]) -> pd.DataFrame:
-    """Read a table whose text and times have the types of a model's columns."""
-    text = [s.key for s in specs if s.dtype == "object"]
-    return read_table(path, text, [s.key for s in specs if s.kind == "time"])
+    """Read a table, with the types of a model's columns: ``007`` stays text; ``-`` is stdin."""
+    if path != "-" and not Path(path).is_file():
+        raise DataError(f"there is no file {path!r}; check the path")
+    as_parquet = path != "-" and is_parquet(path)
+    try:
+        if as_parquet:
+            return pd.read_parquet(path)
+        types: dict[str, Any] = {s.key: str for s in specs if s.dtype == "object"}
+        frame = pd.read_csv(sys.stdin if path == "-" else path, dtype=types)
+        frame.columns = [str(name).strip() for name in frame.columns]
+        for name in (s.key for s in specs if s.kind == "time" and s.key in frame):
+            frame[name] = pd.to_datetime(frame[name], format="ISO8601")
+    except (ValueError, OSError) as error:
+        raise unreadable(path, as_parquet, error) from error
+    return frame
 
 
 def _by_label(given: list[str], labels: list[str]) -> dict[str, str]:
@@ -108,16 +125,13 @@ def _by_label(given: list[str], labels: list[str]) -> dict[str, str]:
     return paths
 
 
-def _one_frame(predicted: Any) -> pd.DataFrame:
+def _one_frame(predicted: Any) -> Any:
     """Return one table; columns of several nodes begin with the node's label."""
     if not isinstance(predicted, dict):
-        frame: pd.DataFrame = predicted
-        return frame
-    shared = [c for c in next(iter(predicted.values())) if all(c in f for f in predicted.values())]
+        return predicted
     first = next(iter(predicted.values()))
-    same = [c for c in shared if all(f[c].equals(first[c]) for f in predicted.values())]
+    same = [c for c in first if all(c in f and f[c].equals(first[c]) for f in predicted.values())]
     joined = {c: first[c] for c in same}
     for label, part in predicted.items():
         joined |= {f"{label}.{c}": part[c] for c in part if c not in same}
-    made: pd.DataFrame = require("pandas").DataFrame(joined)
-    return made
+    return pd.DataFrame(joined)
