@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from os import PathLike
@@ -33,7 +33,7 @@ from modularml.viz.style import FONT, INK, MUTED, checked_path, new_figure, save
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Diagram", "listing", "page", "to_figure", "to_mermaid", "to_svg"]
+__all__ = ["Diagram", "to_figure"]
 
 
 ARROWS = {
@@ -50,122 +50,14 @@ SPECIAL = re.compile(
 )
 
 
-def to_mermaid(
-    title: str,
-    nodes: Sequence[DiagramNode],
-    edges: Sequence[DiagramEdge],
-    direction: Literal["LR", "TB"],
-) -> str:
-    """Write a diagram as a Mermaid flowchart; a bar across an edge becomes a cross.
-
-    Every special character of Mermaid, Markdown or HTML is written as an entity code, and nodes are
-    named ``n0``, ``n1``, ..., so no label can break the source.
-    """
-    names = {node.id: f"n{i}" for i, node in enumerate(nodes)}
-    front = json.dumps(clean(title), ensure_ascii=False).replace("<", "\\u003c")
-    out = ["---", f"title: {front}", "---"] if clean(title) else []
-    out.append(f"flowchart {direction}")
-    for node in nodes:
-        lines = [_entity(node.title) or "#8203;"]  # Mermaid does not accept empty labels
-        lines += [_entity(line) for line in (node.caption, *node.lines) if line]
-        out.append(f'    {names[node.id]}["{"<br/>".join(lines)}"]:::kind_{node.kind}')
-    for edge in edges:
-        arrow = ARROWS[edge.style, edge.marker]
-        label = f'|"{_entity(edge.label)}"|' if clean(edge.label) else ""
-        out.append(f"    {names[edge.source]} {arrow}{label} {names[edge.target]}")
-    for kind in sorted({node.kind for node in nodes}):
-        tone = TONES[kind]
-        out.append(f"    classDef kind_{kind} fill:{tone.fill},stroke:{tone.line},color:{INK}")
-    if dimmed := [names[node.id] for node in nodes if node.dimmed]:
-        out.append("    classDef dimmed opacity:0.5,stroke-dasharray:5 4")
-        out.append(f"    class {','.join(dimmed)} dimmed")
-    return "\n".join(out) + "\n"
-
-
 def _entity(text: str) -> str:
     """Write what is not plain text as Mermaid's entity codes."""
     return SPECIAL.sub(lambda m: "".join(f"#{ord(char)};" for char in m[0]), clean(text))
 
 
-def listing(title: str, nodes: Sequence[DiagramNode], edges: Sequence[DiagramEdge]) -> str:
-    """Write a diagram as an indented tree in plain characters.
-
-    A node that several edges reach is written in full once; afterwards its
-    title is followed by ``(above)``. Titles that occur twice are distinguished by their id.
-    """
-    counts = Counter(clean(node.title) for node in nodes)
-    known = {}
-    for node in nodes:
-        name = clean(node.title)
-        facts = ", ".join(fact for fact in (node.caption, "dimmed" if node.dimmed else "") if fact)
-        mark = f" #{clean(node.id)}" if counts[name] > 1 or not name else ""
-        known[node.id] = node, name + mark + (f" ({facts})" if facts else "")
-    out = defaultdict(list)
-    for edge in edges:
-        out[edge.source].append(edge)
-    inner = {edge.target for edge in edges}
-    seen: set[str] = set()
-    lines = [clean(title)] if clean(title) else []
-    for node in sorted(nodes, key=lambda node: node.id in inner):
-        if node.id not in seen:
-            lines += _tree(node.id, known, out, seen)
-    return "\n".join(lines)
-
-
-def _tree(
-    root: str,
-    known: Mapping[str, tuple[DiagramNode, str]],
-    out: Mapping[str, Sequence[DiagramEdge]],
-    seen: set[str],
-) -> Iterator[str]:
-    """Yield the lines of a tree from a root, each node once."""
-    todo = [(root, "", "", "")]
-    while todo:
-        name, start, indent, note = todo.pop()
-        node, title = known[name]
-        if name in seen:
-            yield f"{start}{title} (above){note}"
-            continue
-        seen.add(name)
-        yield f"{start}{title}{note}"
-        edges = out.get(name, ())
-        yield from (f"{indent}{'|' if edges else ' '}   {clean(line)}" for line in node.lines)
-        for edge in reversed(edges):
-            last = edge is edges[-1]
-            branch = ("`" if last else "+") + (".. " if edge.style == "dashed" else "-- ")
-            deeper = indent + ("    " if last else "|   ")
-            note = f"  <- {edge.notes}" if edge.notes else ""
-            todo.append((edge.target, indent + branch, deeper, note))
-
-
 FONTS = "system-ui,-apple-system,'Segoe UI','DejaVu Sans',Helvetica,Arial,sans-serif"
 PIXELS = 100.0  # an inch
 POINT = 72.0 / PIXELS
-
-
-def to_svg(scene: Scene) -> str:
-    """Write a scene as one SVG element, for light and dark backgrounds."""
-    x, y, width, height = map(_num, scene.sheet)
-    parts = []
-    for group in scene.groups:
-        shapes = "\n".join(map(_element, group.shapes))
-        parts.append(f'<g class="{group.role}">{_tip(group.tip)}\n{shapes}\n</g>')
-    body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="{x} {y} {width} {height}" role="img" aria-label="{escape(scene.title)}" '
-        f'font-family="{FONTS}">\n{body}\n</svg>\n'
-    )
-
-
-def page(scene: Scene) -> str:
-    """Write a scene as an HTML page."""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(scene.title) or 'Diagram'}</title>\n</head>\n"
-        f'<body style="margin:1rem">\n{to_svg(scene)}</body>\n</html>\n'
-    )
 
 
 def _element(shape: Shape) -> str:
@@ -308,15 +200,84 @@ class Diagram:
 
     def to_svg(self) -> str:
         """Draw as one SVG element that needs no network, script or font file."""
-        return to_svg(self._scene())
+        scene = self._scene()
+        x, y, width, height = map(_num, scene.sheet)
+        parts = []
+        for group in scene.groups:
+            shapes = "\n".join(map(_element, group.shapes))
+            parts.append(f'<g class="{group.role}">{_tip(group.tip)}\n{shapes}\n</g>')
+        body = "\n".join(parts)
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+            f'viewBox="{x} {y} {width} {height}" role="img" aria-label="{escape(scene.title)}" '
+            f'font-family="{FONTS}">\n{body}\n</svg>\n'
+        )
 
     def to_mermaid(self) -> str:
-        """Write as a Mermaid flowchart, for pages that render Mermaid."""
-        return to_mermaid(self.title, self.nodes, self.edges, self.direction)
+        """Write as a Mermaid flowchart, for pages that render Mermaid.
+
+        A bar across an edge becomes a cross. Every special character of Mermaid, Markdown or HTML
+        is written as an entity code, and nodes are named ``n0``, ``n1``, ..., so no label can
+        break the source.
+        """
+        names = {node.id: f"n{i}" for i, node in enumerate(self.nodes)}
+        title = clean(self.title)
+        front = json.dumps(title, ensure_ascii=False).replace("<", "\\u003c")
+        out = ["---", f"title: {front}", "---"] if title else []
+        out.append(f"flowchart {self.direction}")
+        for node in self.nodes:
+            lines = [_entity(node.title) or "#8203;"]  # Mermaid does not accept empty labels
+            lines += [_entity(line) for line in (node.caption, *node.lines) if line]
+            out.append(f'    {names[node.id]}["{"<br/>".join(lines)}"]:::kind_{node.kind}')
+        for edge in self.edges:
+            arrow = ARROWS[edge.style, edge.marker]
+            label = f'|"{_entity(edge.label)}"|' if clean(edge.label) else ""
+            out.append(f"    {names[edge.source]} {arrow}{label} {names[edge.target]}")
+        for kind in sorted({node.kind for node in self.nodes}):
+            tone = TONES[kind]
+            out.append(f"    classDef kind_{kind} fill:{tone.fill},stroke:{tone.line},color:{INK}")
+        if dimmed := [names[node.id] for node in self.nodes if node.dimmed]:
+            out.append("    classDef dimmed opacity:0.5,stroke-dasharray:5 4")
+            out.append(f"    class {','.join(dimmed)} dimmed")
+        return "\n".join(out) + "\n"
 
     def to_text(self) -> str:
-        """Write as an indented tree for the terminal."""
-        return listing(self.title, self.nodes, self.edges)
+        """Write as an indented tree for the terminal.
+
+        A node that several edges reach is written in full once; afterwards its title is followed
+        by ``(above)``. Titles that occur twice are distinguished by their id.
+        """
+        counts = Counter(clean(node.title) for node in self.nodes)
+        known, out = {}, defaultdict(list)
+        for node in self.nodes:
+            name = clean(node.title)
+            facts = [fact for fact in (node.caption, "dimmed" if node.dimmed else "") if fact]
+            mark = f" #{clean(node.id)}" if counts[name] > 1 or not name else ""
+            known[node.id] = node, name + mark + (f" ({', '.join(facts)})" if facts else "")
+        for edge in self.edges:
+            out[edge.source].append(edge)
+        inner = {edge.target for edge in self.edges}
+        seen: set[str] = set()
+        lines = [clean(self.title)] if clean(self.title) else []
+        for root in sorted(self.nodes, key=lambda node: node.id in inner):
+            todo = [] if root.id in seen else [(root.id, "", "", "")]
+            while todo:
+                name, start, indent, note = todo.pop()
+                node, title = known[name]
+                if name in seen:
+                    lines.append(f"{start}{title} (above){note}")
+                    continue
+                seen.add(name)
+                lines.append(f"{start}{title}{note}")
+                bar = "|" if out[name] else " "
+                lines += [f"{indent}{bar}   {clean(line)}" for line in node.lines]
+                for edge in reversed(out[name]):
+                    last = edge is out[name][-1]
+                    branch = ("`" if last else "+") + (".. " if edge.style == "dashed" else "-- ")
+                    deeper = indent + ("    " if last else "|   ")
+                    note = f"  <- {edge.notes}" if edge.notes else ""
+                    todo.append((edge.target, indent + branch, deeper, note))
+        return "\n".join(lines)
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write to a file; the suffix decides the format.
@@ -342,8 +303,15 @@ class Diagram:
         if suffix in (".png", ".pdf"):
             save_figure(to_figure(self._scene()), target)
         else:
-            forms = {".svg": self.to_svg, ".mmd": self.to_mermaid, ".txt": self.to_text}
-            text = page(self._scene()) if suffix == ".html" else forms[suffix]()
+            forms = {".mmd": self.to_mermaid, ".txt": self.to_text}
+            text = forms.get(suffix, self.to_svg)()
+            if suffix == ".html":
+                text = (
+                    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+                    '<meta name="color-scheme" content="light dark">\n'
+                    f"<title>{escape(clean(self.title)) or 'Diagram'}</title>\n</head>\n"
+                    f'<body style="margin:1rem">\n{text}</body>\n</html>\n'
+                )
             target.write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
         return target
 
