@@ -36,6 +36,7 @@ from modularml.graph.topology import ancestors, in_segments, readers_of
 from modularml.graph.weighted_node import (
     Learn,
     Reach,
+    check_models,
     check_weights,
     fit_then_predict,
     trainable,
@@ -147,11 +148,7 @@ class Compiler(LossReader):
             nodes = [
                 node for i in ids if isinstance(node := self.by_id[i], ModelNode) and i not in edge
             ]
-            for node in nodes:
-                trains = self.training and not node.is_frozen
-                program.adapter.check_model(
-                    node.model.module, node.label, training=trains, losses=losses
-                )
+            check_models(nodes, training=self.training, losses=losses)
             modules = [node.model.module for node in nodes] if losses else []
             collectors = program.adapter.own_losses(modules, compiles=self.compiles)
             pairs = zip(nodes, collectors, strict=False)

@@ -64,7 +64,30 @@ def unscaled_block(undo: Callable[..., Array], parts: Array, label: tuple[int, s
     if not values.size:
         return values
     if name == VARIANCE:
-        variance: Array = (values * _slopes(undo, parts[:, 0]) ** 2).astype(values.dtype)
+        # the factor of a linear inverse for each value, shape (n, n_columns)
+        means = parts[:, 0]
+        zeros = np.zeros(means.shape, dtype=np.float64)
+        base = undo(data=zeros).astype(np.float64)
+        slopes = np.empty_like(base)
+        linear = True
+        for column in range(means.shape[1]):
+            unit = zeros.copy()
+            unit[:, column] = 1.0
+            change = undo(data=unit) - base
+            slopes[:, column] = change[:, column]
+            others = np.delete(change, column, axis=1)
+            linear &= bool(np.allclose(others, 0.0, atol=1e-9 * (1.0 + np.abs(change).max())))
+        expected = base + means * slopes
+        error = np.abs(undo(data=means.astype(np.float64)) - expected)
+        allowed = 1e-5 * (np.abs(means * slopes) + np.abs(slopes)) + 1e-12 * np.abs(base)
+        linear &= not (error > allowed).any()  # NaN is no error
+        if not linear:
+            raise ScalerError(
+                "a variance cannot be unscaled: the scaler of its target is not linear, or mixes "
+                "columns; scale with StandardScaler or MinMaxScaler, predict quantiles "
+                "(Loss('pinball')), or pass unscale=False"
+            )
+        variance: Array = (values * slopes**2).astype(values.dtype)
         return variance
     if name != "mean" and (undo(data=values + np.abs(values) + 1.0) < undo(data=values)).any():
         raise ScalerError(
@@ -72,32 +95,6 @@ def unscaled_block(undo: Callable[..., Array], parts: Array, label: tuple[int, s
             "values, so that quantiles change places; pass unscale=False"
         )
     return undo(data=values)
-
-
-def _slopes(undo: Callable[..., Array], means: Array) -> Array:
-    """Return the factor of a linear inverse for each value, shape (n, n_columns)."""
-    zeros = np.zeros(means.shape, dtype=np.float64)
-    base = undo(data=zeros).astype(np.float64)
-    slopes = np.empty_like(base)
-    linear = True
-    for column in range(means.shape[1]):
-        unit = zeros.copy()
-        unit[:, column] = 1.0
-        change = undo(data=unit) - base
-        slopes[:, column] = change[:, column]
-        others = np.delete(change, column, axis=1)
-        linear &= bool(np.allclose(others, 0.0, atol=1e-9 * (1.0 + np.abs(change).max())))
-    expected = base + means * slopes
-    error = np.abs(undo(data=means.astype(np.float64)) - expected)
-    allowed = 1e-5 * (np.abs(means * slopes) + np.abs(slopes)) + 1e-12 * np.abs(base)
-    linear &= not (error > allowed).any()  # NaN is no error
-    if not linear:
-        raise ScalerError(
-            "a variance cannot be unscaled: the scaler of its target is not linear, or mixes "
-            "columns; scale with StandardScaler or MinMaxScaler, predict quantiles "
-            "(Loss('pinball')), or pass unscale=False"
-        )
-    return slopes
 
 
 @contextmanager

@@ -21,12 +21,7 @@ from modularml.data.schema import RAW
 from modularml.data.selectors import select_one
 from modularml.data.transforming import newest_of
 from modularml.data.view import FeatureSetView
-from modularml.errors import (
-    DataError,
-    GraphError,
-    ScalerError,
-    UnknownNameError,
-)
+from modularml.errors import DataError, GraphError, ScalerError, UnknownNameError
 from modularml.graph.calling import check_cast
 from modularml.graph.inputs import stacked
 from modularml.graph.lineage import RawColumns

@@ -27,6 +27,7 @@ from modularml.graph.shared_optimizer import SharedOptimizer, only_backend
 from modularml.graph.topology import tails
 from modularml.graph.weighted_node import (
     WeightedNode,
+    check_models,
     check_weights,
     learners,
     no_optimizer,
@@ -325,11 +326,7 @@ class GraphSteps(NodeGraph):
         models = [n for n in nodes if isinstance(n, ModelNode)]
         if training:
             self.check_weights(active_losses, learners(models, ()))
-        for n in models:
-            trains, module = training and not n.is_frozen, n.model.module
-            adapter_for(n.backend).check_model(
-                module, n.label, training=trains, losses=bool(active_losses)
-            )
+        check_models(models, training=training, losses=bool(active_losses))
         if not training or any(getattr(n.model, "learns_in_batches", False) for n in models):
             return
         with_gradients = [n for n in models if adapter_for(n.backend).gradients]

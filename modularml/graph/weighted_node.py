@@ -13,13 +13,7 @@ from modularml._warning import warn
 from modularml.backends import Backend, BackendAdapter, adapter_for
 from modularml.backends.accelerator import Accelerator
 from modularml.backends.layouts import InputShape
-from modularml.errors import (
-    ConfigError,
-    GraphError,
-    LossError,
-    OptimizerNotSetError,
-    ShapeError,
-)
+from modularml.errors import ConfigError, GraphError, LossError, OptimizerNotSetError, ShapeError
 from modularml.graph.learned import LearnedRows
 from modularml.graph.node import ComputeNode
 from modularml.models.base import BaseModel, renamed_in_order
@@ -28,6 +22,7 @@ from modularml.training import AppliedLoss, Optimizer
 __all__ = [
     "Reach",
     "WeightedNode",
+    "check_models",
     "check_weights",
     "fit_then_predict",
     "is_fittable",
@@ -312,6 +307,14 @@ def to_fit(nodes: Iterable[Any], *, even_frozen: bool = False) -> list[WeightedN
             "model has no fit(features, targets); train it with a TrainPhase"
         )
     return fittable
+
+
+def check_models(nodes: Iterable[WeightedNode], *, training: bool, losses: bool) -> None:
+    """Refuse models that cannot run in a training or an evaluation, with or without losses."""
+    for node in nodes:
+        trains = training and not node.is_frozen
+        adapter = adapter_for(node.backend)
+        adapter.check_model(node.model.module, node.label, training=trains, losses=losses)
 
 
 def check_weights(node: Any, learn: Learn, losses: Sequence[AppliedLoss]) -> None:
