@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from modularml._typing import Array, IntArray, Shape
@@ -16,21 +17,21 @@ from modularml.errors import BackendNotSupportedError
 __all__ = ["PAD_MODES", "ModelOperations", "Processes", "TensorOperations"]
 
 
-class Processes(ABC):
+@dataclass(frozen=True)
+class Processes:
     """The processes that train one graph together.
 
     Attributes
     ----------
     rank, size : int
         Number of this process, from 0, and how many there are.
+    gather : callable
+        Takes a value, and returns those of all processes, ordered by rank.
     """
 
     rank: int
     size: int
-
-    @abstractmethod
-    def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes, ordered by rank."""
+    gather: Callable[[Any], list[Any]]
 
 
 class TensorOperations(ABC):

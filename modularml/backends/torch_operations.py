@@ -18,7 +18,7 @@ from modularml.backends.fingerprint import Identity, checksum
 from modularml.backends.layouts import InputShape, arranged, is_several, shapes_of
 from modularml.backends.tensor_operations import PAD_MODES, ModelOperations, Processes
 from modularml.backends.torch_kernels import direct_forward
-from modularml.backends.torch_step import TorchProcesses
+from modularml.backends.torch_step import processes
 from modularml.errors import LossError, ShapeError
 
 torch = require("torch", purpose="to train torch models")
@@ -294,7 +294,7 @@ class TorchOperations(ModelOperations):
         return tensor.pin_memory().to(device, non_blocking=True)
 
     def processes(self, device: Any) -> Processes:
-        return TorchProcesses(device)
+        return processes(device)
 
     @contextmanager
     def modes(self, models: Sequence[tuple[Any, bool]]) -> Iterator[None]:

@@ -335,21 +335,24 @@ class TorchStack:
 
         self._draw_masks()
         batch = [torch.stack(slot) for slot in zip(*inputs, strict=True)]
-        kept = {k: t.clone() for k, t in self._stacked.items() if k not in trained}
         arguments = (*self._stacked.values(), *batch, *self._masks, self._factors)
-        graph = traced(torch.func.vmap(one, randomness="error"), arguments)
-        self._written = [k for k, t in kept.items() if not torch.equal(self._stacked[k], t)]
-        for name, values in kept.items():  # running statistics were updated
-            self._stacked[name].copy_(values)
+        with self._buffers_kept() as kept:
+            graph = traced(torch.func.vmap(one, randomness="error"), arguments)
+            self._written = [k for k, t in kept.items() if not torch.equal(self._stacked[k], t)]
         return graph
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[dict[str, Any]]:
+        """Restore buffers, such as running statistics, after a block."""
+        kept = {k: t.clone() for k, t in self._stacked.items() if k not in self._trained}
+        yield kept
+        for name, values in kept.items():
+            self._stacked[name].copy_(values)
 
     def _check_against(self, alone: Mapping[int, OwnStep], inputs: Sequence[Sequence[Any]]) -> None:
         """Compare losses and gradients with those of some members' own steps."""
-        kept = {k: t.clone() for k, t in self._stacked.items() if k not in self._trained}
-        with torch.no_grad():
+        with torch.no_grad(), self._buffers_kept():
             losses, grads, _ = self._run([torch.stack(slot) for slot in zip(*inputs, strict=True)])
-        for name, values in kept.items():
-            self._stacked[name].copy_(values)
         for place, own in alone.items():
             same = np.allclose(losses[place].tolist(), own.losses, 1e-4, 1e-6, equal_nan=True)
             gradients = [own.gradients[name] for name in self._trained]

@@ -22,26 +22,24 @@ from modularml.backends.torch_kernels import direct_step
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["Averaged", "ExtendedStep", "TorchProcesses", "clip", "scaler_of"]
+__all__ = ["Averaged", "ExtendedStep", "clip", "processes", "scaler_of"]
 
 
-class TorchProcesses(Processes):
-    """The process group, initialized if needed."""
+def processes(device: Any) -> Processes:
+    """Return the process group, initialized if needed."""
+    dist = torch.distributed
+    if not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
 
-    def __init__(self, device: Any) -> None:
-        dist = torch.distributed
-        if not dist.is_initialized():
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-            atexit.register(dist.destroy_process_group)
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes, ordered by rank."""
-        values: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
+    def gather(value: Any) -> list[Any]:
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
         return values
+
+    return Processes(dist.get_rank(), dist.get_world_size(), gather)
 
 
 class Averaged(torch.nn.Module):  # type: ignore[misc, name-defined]
