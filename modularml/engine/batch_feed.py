@@ -188,21 +188,21 @@ class BatchFeed:
 
     def prepare(
         self,
-        *,
-        reuses_memory: bool,
-        keeps_epochs: bool,
         watch: Callable[[Sequence[Bound]], Iterable[Bound]],
+        *,
+        reuses_memory: bool = False,
+        keeps_epochs: bool = False,
     ) -> None:
         """Set how the batches of a run are read.
 
         Parameters
         ----------
+        watch : callable
+            Iterates over samplers while they draw, for example under a progress bar.
         reuses_memory : bool
             Whether the memory of a batch is overwritten by later ones.
         keeps_epochs : bool
             Whether outputs of all batches of an epoch, which may be views of them, are held.
-        watch : callable
-            Iterates over samplers while they draw, for example under a progress bar.
         """
         self.reuses_memory, self.keeps_epochs, self.watch = reuses_memory, keeps_epochs, watch
 

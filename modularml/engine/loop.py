@@ -354,7 +354,7 @@ def iterate(
         display.bars(phase.label, phase.n_epochs) as (epochs, batches),
     ):
         feed = phase.feed()
-        feed.watch = display.sampling
+        feed.prepare(watch=display.sampling)
         if phase.training:
             begin_schedules(phase, feed)
         for epoch in range(phase.n_epochs):
