@@ -74,7 +74,15 @@ def inspect(path: str | Path) -> dict[str, Any]:
         runs = state.get("history", []) if isinstance(state, dict) else []
         segment = Segment.from_json(params.get("log"), archive.path)
         with suppress(MMLNotFoundError):  # a checkpoint without its log file
-            runs = runs or merged_runs(map(_segment, read_log(segment, archive.path)))
+            runs = runs or merged_runs(
+                {
+                    "runs": [
+                        [n, {**run, "results": _read_metrics(run["results"], part)}]
+                        for n, run in part.json("state.json")["runs"]
+                    ]
+                }
+                for part in read_log(segment, archive.path)
+            )
         return {
             **facts,
             "type": config["type"],
@@ -145,12 +153,6 @@ def _branches(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     if facts["classes"]:
         yield "needs code of the author", [str(c.get("name")) for c in facts["classes"]]
     yield "members", [f"{name}: {size:,} bytes" for name, size in facts["members"].items()]
-
-
-def _segment(archive: Archive) -> dict[str, Any]:
-    """Return the runs of a segment, with metrics as arrays."""
-    runs = archive.json("state.json")["runs"]
-    return {"runs": [[n, {**r, "results": _read_metrics(r["results"], archive)}] for n, r in runs]}
 
 
 def _read_metrics(item: dict[str, Any], archive: Archive) -> dict[str, Any]:

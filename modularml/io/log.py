@@ -182,21 +182,18 @@ def _merged(old: Any, new: Any) -> dict[str, Any]:
             items[item["label"]] = item if known is None else _merged(known, item)
         return {"label": new["label"], "items": list(items.values())}
     steps = [] if new["steps"] and new["steps"][0][0] == 0 else old["steps"]
+    metrics = {}
+    for kind, own in old["metrics"].items():
+        columns = new["metrics"][kind]
+        metrics[kind] = {**own, **columns}
+        for name in own.keys() & columns.keys():
+            metrics[kind][name] = {
+                axis: np.concatenate([own[name][axis], values])
+                for axis, values in columns[name].items()
+            }
     return {
         **new,
-        "metrics": {
-            kind: _joined(own, new["metrics"][kind]) for kind, own in old["metrics"].items()
-        },
+        "metrics": metrics,
         "callbacks": old["callbacks"][: new["since"]] + new["callbacks"],
         "steps": steps + new["steps"],
     }
-
-
-def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Concatenate columns of metrics, by name."""
-    both = {
-        name: {axis: np.concatenate([old[name][axis], own[axis]]) for axis in own}
-        for name, own in new.items()
-        if name in old
-    }
-    return {**old, **new, **both}
