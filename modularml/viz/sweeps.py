@@ -139,31 +139,20 @@ def slices(
     n_columns = min(IN_A_ROW, len(columns))
     width, height = max(4.2, 2.9 * n_columns), 3.2 * -(-len(columns) // IN_A_ROW) + 0.3
     figure, panels = new_panels(len(columns), n_columns, title=title, width=width, height=height)
-    is_log = spans_decades(values.to_numpy())
+    is_log, shades = spans_decades(values.to_numpy()), np.array(_shades(len(values))[::-1], object)
     for i, (column, axes) in enumerate(zip(columns, panels, strict=True)):
         style_axes(axes, x=_short(column), y=name if i % n_columns == 0 else "")
-        _slice(axes, trials[column], values)
+        has = trials[column].notna().to_numpy()
+        x = _numbers(trials[column][has])
+        if x is None:
+            x, names = pd.factorize(trials[column][has].map(str))
+            axes.set_xticks(range(len(names)), list(names), parse_math=False)
+        elif spans_decades(x):
+            axes.set_xscale("log")
+        axes.scatter(x, values[has], s=16, c=list(shades[has]), linewidths=0)
         if is_log:
             axes.set_yscale("log")
     return finish(figure, path)
-
-
-def _slice(axes: Any, setting: pd.Series[Any], values: pd.Series[float]) -> None:
-    """Draw the values against one setting."""
-    has = setting.notna().to_numpy()
-    numbers = _numbers(setting)
-    shades = np.array(_shades(len(values))[::-1], dtype=object)
-    if numbers is None:
-        names = list(dict.fromkeys(map(str, setting[has])))
-        x = np.array(
-            [names.index(str(v)) if ok else -1 for v, ok in zip(setting, has, strict=True)]
-        )
-        axes.set_xticks(range(len(names)), names, parse_math=False)
-    else:
-        x = numbers
-        if spans_decades(numbers[has]):
-            axes.set_xscale("log")
-    axes.scatter(x[has], values.to_numpy()[has], s=16, c=list(shades[has]), linewidths=0)
 
 
 def _values(trials: pd.DataFrame) -> pd.Series[float]:
