@@ -24,7 +24,6 @@ from modularml.results.scoring import Reduce, check_reduce
 from modularml.splitters.base import key_list
 from modularml.splitters.dealing import factorise, stratify
 from modularml.strategies.cross_validation import CrossValidation
-from modularml.strategies.cv_results import CVResults
 from modularml.strategies.folds import CVBinding
 from modularml.strategies.held_out import held_out_scores
 from modularml.strategies.variants.variant import Variant
@@ -177,10 +176,17 @@ def learning_curve(
         label, error = next(iter(results.failed_folds.items()))
         raise ExecutionError(f"{label} of the learning curve failed: {error}") from error
     shape = (len(wanted), len(cv.folds))
-    train, test = (
-        np.array([_score_of_fold(results, fold, metric, part, per, reduce) for fold in folds])
-        for part in ("train", "val")
-    )
+    how, scores = {"per": per, "reduce": reduce}, dict[str, list[float]](train=[], val=[])
+    for fold in folds:
+        experiment = results.get_experiment(fold.label)
+        sides = {k: replace(side, val_name=side.train_name) for k, side in fold.sides.items()}
+        for part, scored in (("train", replace(fold, sides=sides)), ("val", fold)):
+            rows = held_out_scores(experiment, scored, [metric], None, how)
+            if len(rows) != 1:
+                raise ConfigError(f"one node must be scored, and {len(rows)} end the graph")
+            if not np.isfinite(rows[0][2]):
+                raise ExecutionError(f"{name!r} of {fold.label} is {rows[0][2]}")
+            scores[part].append(rows[0][2])
     specs = binding.featureset.collection.schema.columns.values()
     units = {s.unit or "" for s in specs if s.domain == "targets" and s.rep == RAW}
     unit = axis_of_score(name, units.pop() if len(units) == 1 else "").partition(" (")
@@ -189,8 +195,8 @@ def learning_curve(
         label=name + "".join(unit[1:]),
         counted=counted if binding.groups else "training rows",
         sizes=sizes.reshape(shape).mean(axis=1),
-        train_scores=train.reshape(shape),
-        test_scores=test.reshape(shape),
+        train_scores=np.array(scores["train"]).reshape(shape),
+        test_scores=np.array(scores["val"]).reshape(shape),
         n_rows=n_rows.reshape(shape),
     )
 
@@ -242,23 +248,6 @@ def _order(
             rank[own] = (np.arange(len(own)) + 0.5) / len(own)
         order = order[np.argsort(rank, kind="stable")]
     return units, order
-
-
-def _score_of_fold(
-    results: CVResults, fold: Variant, metric: Any, part: str, per: str | None, reduce: Reduce
-) -> float:
-    """Return the score of the held-out or trained rows of a fold."""
-    if part == "train":
-        sides = {k: replace(side, val_name=side.train_name) for k, side in fold.sides.items()}
-        fold = replace(fold, sides=sides)
-    experiment = results.get_experiment(fold.label)
-    how = {"per": per, "reduce": reduce}
-    values = [value for *_, value in held_out_scores(experiment, fold, [metric], None, how)]
-    if len(values) != 1:
-        raise ConfigError(f"one node must be scored, and {len(values)} end the graph")
-    if not np.isfinite(values[0]):
-        raise ExecutionError(f"{name_of_score(metric)!r} of {fold.label} is {values[0]}")
-    return values[0]
 
 
 # -- permutation tests ------------------------------------------------------------

@@ -216,31 +216,29 @@ class Work:
 
     def _automatically(self, base: Base, variants: Sequence[Variant]) -> Generator[Outcome]:
         """Run variants in this process until one succeeds, and the others where that is faster."""
+        rest: Sequence[Variant] = ()
         for i, variant in enumerate(variants, 1):
             started = time.perf_counter()
             outcome = _outcome(variant, self.run, *base, variant)
-            seconds = time.perf_counter() - started
+            seconds, rest = time.perf_counter() - started, variants[i:]
             yield outcome
-            if not isinstance(outcome[1], Exception) and i < len(variants):
-                yield from self._where_faster(base, variants[i:], variant.label, seconds)
-                return
-
-    def _where_faster(
-        self, base: Base, variants: Sequence[Variant], first: str, seconds: float
-    ) -> Generator[Outcome]:
-        """Run variants on workers or in this process, given the time of the first one in this."""
-        n, n_workers = len(variants), min(most_jobs(), len(variants))
+            if not isinstance(outcome[1], Exception):
+                break
+        n = len(rest)
+        if not n:
+            return
+        n_workers = min(most_jobs(), n)
         serial, waiting = n * seconds, seconds_to_start(n_workers)
         parallel = waiting + -(-n // n_workers) * (seconds + _SEND_S)
         use = n_workers > 1 and parallel < _GAIN * serial
         logger.info(
             "n_jobs='auto': %r took %.2g s, so the other %d run %s (in this process: about %.2g s; "
             "%d workers: %.2g s, %.2g to start)",
-            *(first, seconds, n, f"on {n_workers} workers" if use else "in this process"),
+            *(variant.label, seconds, n, f"on {n_workers} workers" if use else "in this process"),
             *(serial, n_workers, parallel, waiting),
         )
         if use:
-            with closing(self.outcomes(*base, variants, n_jobs=n_workers)) as outcomes:
+            with closing(self.outcomes(*base, rest, n_jobs=n_workers)) as outcomes:
                 try:
                     outcome = next(outcomes)
                 except ModularMLError as error:
@@ -250,7 +248,7 @@ class Work:
                     yield outcome
                     yield from outcomes
                     return
-        yield from self._sequentially(base, variants)
+        yield from self._sequentially(base, rest)
 
     def _side_by_side(
         self, base: Base, variants: Sequence[Variant], *, loud: bool

@@ -176,8 +176,23 @@ class LocalWorkers:
 
     def ends(self, work: Any, variants: Sequence[Variant]) -> Generator[End]:
         """Run variants and yield each as it ends; on close, stop those still running."""
+        path = Path(self.job.key)
+
+        def run_in_worker(variant: Variant) -> str:
+            worker, call = self._take(), (run, self.job, path, path.parent, work, variant)
+            try:
+                written, problem = self._call(worker, self.timeout, *call)
+            except TimeoutError:
+                message = f"not finished after timeout={self.timeout:g} seconds"
+                raise ExecutionError(message) from None
+            except process_executor.BrokenProcessPool as error:
+                message = f"its worker died, perhaps for lack of memory: {error}"
+                raise ExecutionError(message) from error
+            _idle[self.threads].append((worker, self.job.key))
+            return path_or_error(written, problem)
+
         threads = ThreadPoolExecutor(self.n_jobs)
-        waiting = {threads.submit(self._run, work, variant): variant for variant in variants}
+        waiting = {threads.submit(run_in_worker, variant): variant for variant in variants}
         try:
             for future in as_completed(waiting):
                 yield waiting[future], future.result
@@ -196,19 +211,6 @@ class LocalWorkers:
         for pid in [pid for worker in list(self._busy) for pid in process_ids(worker)]:
             with suppress(OSError):  # it has ended
                 os.kill(pid, number)
-
-    def _run(self, work: Any, variant: Variant) -> str:
-        """Run a variant in a worker and return the path of its file."""
-        worker, path = self._take(), Path(self.job.key)
-        call = (run, self.job, path, path.parent, work, variant)
-        try:
-            written, problem = self._call(worker, self.timeout, *call)
-        except TimeoutError:
-            raise ExecutionError(f"not finished after timeout={self.timeout:g} seconds") from None
-        except process_executor.BrokenProcessPool as error:
-            raise ExecutionError(f"its worker died, perhaps for lack of memory: {error}") from error
-        _idle[self.threads].append((worker, self.job.key))
-        return path_or_error(written, problem)
 
     def _take(self) -> Any:
         """Return a worker that has read the experiment; timeouts start after that."""
