@@ -222,6 +222,7 @@ def test_what_scores_cannot_be_of():
         mm.Evaluation.from_split("val", split="val", metrics="r2")
 
 
+@pytest.mark.private("it is not public what a scorer of scikit-learn calls")
 def test_a_group_of_one_class_counts_all_classes_or_is_nan_by_name():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(120, 4))
