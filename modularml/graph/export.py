@@ -75,7 +75,13 @@ def export(
             content = torch_export.program_bytes(program)
         else:
             # what a reader of the file needs to know beyond names and shapes
-            facts = {p.label: {"targets": p.target_keys, "classes": _texts(p)} for p in made}
+            facts = {
+                p.label: {
+                    "targets": p.target_keys,
+                    "classes": None if (known := p.class_labels) is None else list(map(str, known)),
+                }
+                for p in made
+            }
             content = torch_export.onnx_bytes(
                 program, list(inputs), list(outputs), {"modularml.nodes": json.dumps(facts)}
             )
@@ -283,11 +289,6 @@ def _exportable(fs: Any, record: Any, make: Any, scaling: Any, of: str = "") -> 
         ) from None
 
 
-def _texts(prediction: Prediction) -> list[str] | None:
-    labels = prediction.class_labels
-    return None if labels is None else list(map(str, labels))
-
-
 def _compare(found: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
     """Refuse outputs that differ from predictions by more than `TOLERANCE`."""
     for name, wanted in expected.items():
@@ -313,23 +314,24 @@ def _not_exportable(
 ) -> ConfigError:
     """Return an error that names the nodes that cannot be exported by themselves."""
     models = [node for node in nodes if hasattr(node, "model") and not node.reads_several]
+    alone = []
     with plan.modes():
-        alone = [n.label for n in models if not _is_exportable(n, torch_export)]
+        for node in models:
+            module = node.model.module
+            for dtype in (np.float32, np.int64):
+                example = {"x": np.zeros((3, *node.input_shape), dtype)}
+                try:
+                    torch_export.traced(
+                        [module], lambda columns, call=module: {"y": call(columns["x"])}, example
+                    )
+                except Exception:  # noqa: BLE001, S112 - whatever the framework raises
+                    continue
+                break
+            else:
+                alone.append(node.label)
     first = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return ConfigError(
         f"node(s) {alone or [node.label for node in nodes]} cannot be exported: {first}. Their "
         "forward must consist of tensor operations that do not depend on values; or save the "
         "graph with graph.save"
     )
-
-
-def _is_exportable(node: Any, torch_export: Any) -> bool:
-    module = node.model.module
-    for dtype in (np.float32, np.int64):
-        example = {"x": np.zeros((3, *node.input_shape), dtype)}
-        try:
-            torch_export.traced([module], lambda columns: {"y": module(columns["x"])}, example)
-        except Exception:  # noqa: BLE001, S112 - whatever the framework raises
-            continue
-        return True
-    return False

@@ -266,25 +266,22 @@ def output_method(model: Any, asked: str, *, feeds: bool) -> str:
                 f"{available}, got {asked!r}"
             )
         return asked
-    order = [name for name in _order(model, feeds=feeds) if name in available]
+    transforms = ["transform"] if feeds and not isinstance(core(model), ENSEMBLES) else []
+    if is_classifier(model):
+        order = [*transforms, "predict_proba", "decision_function", "predict"]
+    elif is_regressor(model):
+        order = [*transforms, "predict"]
+    elif is_clusterer(model) or is_outlier_detector(model):
+        order = [*transforms, "predict", "transform"]
+    else:
+        order = ["transform", "predict"]
+    order = [name for name in order if name in available]
     if not order:
         raise ConfigError(
             f"{type(model).__name__} has neither predict nor transform, so it has no outputs for "
             "new rows"
         )
     return next((name for name in order if hasattr(model, name)), order[0])
-
-
-def _order(model: Any, *, feeds: bool) -> list[str]:
-    inner = core(model)
-    transforms = [] if isinstance(inner, ENSEMBLES) or not feeds else ["transform"]
-    if is_classifier(model):
-        return [*transforms, "predict_proba", "decision_function", "predict"]
-    if is_regressor(model):
-        return [*transforms, "predict"]
-    if is_clusterer(model) or is_outlier_detector(model):
-        return [*transforms, "predict", "transform"]
-    return ["transform", "predict"]
 
 
 def _offers(model: Any, name: str) -> bool:

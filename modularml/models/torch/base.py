@@ -76,7 +76,16 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
         ConfigError
             If a layer with weights has no ``reset_parameters``; nothing is changed then.
         """
-        resets = [_reset_of(name, module) for name, module in self.named_modules()]
+        resets: list[Callable[[], Any]] = []  # of each layer, without its sublayers
+        for name, module in self.named_modules():
+            methods = (getattr(module, m, None) for m in RESETS)
+            if (reset := next(filter(callable, methods), None)) is not None:
+                resets.append(reset)
+            elif weights := [own for own, _ in module.named_parameters(recurse=False)]:
+                raise ConfigError(
+                    f"layer {name or type(module).__name__!r} has the weights {weights} and no "
+                    "method that reinitializes them; define reset_parameters()"
+                )
         fixed = [(t, t.clone()) for t in adapter.fixed(self).values()]
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
@@ -143,17 +152,3 @@ def activation_layer(name: str) -> torch.nn.Module:
     kinds = Registry("activation", {**classes, "linear": torch.nn.Identity})
     layer: torch.nn.Module = kinds[name]()
     return layer
-
-
-def _reset_of(name: str, module: torch.nn.Module) -> Callable[[], Any]:
-    """Return the method that reinitializes a layer, without its sublayers."""
-    for method in RESETS:
-        reset: Callable[[], Any] | None = getattr(module, method, None)
-        if callable(reset):
-            return reset
-    if weights := [name for name, _ in module.named_parameters(recurse=False)]:
-        raise ConfigError(
-            f"layer {name or type(module).__name__!r} has the weights {weights} and no method "
-            "that reinitializes them; define reset_parameters()"
-        )
-    return lambda: None
