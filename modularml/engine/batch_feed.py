@@ -378,8 +378,16 @@ class BatchFeed:
                 cache.clear()
             epochs = [g.sampler.epoch(g.view, epoch) for g in self.watch(self.groups)]
             batches = schedule(epochs, self.policy)
-            if len({tuple(b.sizes) for b in batches}) > 1:
-                self._check_sizes(batches)
+            differ = len({tuple(b.sizes) for b in batches}) > 1
+            for node_id, label in self.layout.labels.items() if differ else ():
+                own = {i: tuple(batches[i].sizes) for i in self._groups_of(node_id)}
+                if len(set(own.values())) > 1:
+                    rows = {self.groups[i].view.source.label: sum(n) for i, n in own.items()}
+                    raise DataError(
+                        f"phase {self.phase!r}: node {label!r} combines rows of several inputs, "
+                        f"but their batches differ in size (rows: {rows}). Give the inputs equal "
+                        "numbers of rows, or use samplers with one batch_size and drop_last=True"
+                    )
             n = batches[0].n_batches
             if (n_run := limited(n, self.limit)) < n:
                 batches = [b.taken(np.arange(n_run)) for b in batches]
@@ -403,18 +411,6 @@ class BatchFeed:
         """Return the groups of bindings whose rows reach a node."""
         lineage = self.layout.lineages[node_id, "features"]
         return {self.bound[column.source].group for column in source_columns_of(lineage)}
-
-    def _check_sizes(self, batches: list[EpochBatches]) -> None:
-        """Refuse batches of different sizes that a node would combine."""
-        for node_id, label in self.layout.labels.items():
-            groups = self._groups_of(node_id)
-            if len({tuple(batches[g].sizes) for g in groups}) > 1:
-                rows = {self.groups[g].view.source.label: sum(batches[g].sizes) for g in groups}
-                raise DataError(
-                    f"phase {self.phase!r}: node {label!r} combines rows of several inputs, but "
-                    f"their batches differ in size (rows: {rows}). Give the inputs equal numbers "
-                    "of rows, or use samplers with one batch_size and drop_last=True"
-                )
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit steps and tensors; row numbers remain available."""
