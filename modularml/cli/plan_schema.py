@@ -70,6 +70,13 @@ def plan_schema(classes: Iterable[type] | None = None) -> Schema:
     binding["properties"]["fs"] = {"type": "string"}
     folds["properties"]["bindings"] = {"type": "array", "items": binding, "minItems": 1}
     folds["properties"]["splitter"] = _any_of(_of_hint(BaseSplitter), {"type": "null"})
+    tagged: Schema = {}
+    for name, cls in named.items():
+        arguments = class_schema(cls)
+        tag = _closed({"$type": {"const": name}, "params": arguments}, ["$type", "params"])
+        if arguments["additionalProperties"] is not False:
+            arguments = {**arguments, "not": {"required": ["$type"]}}
+        tagged[name] = {"anyOf": [tag, arguments]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Plan of modularml",
@@ -97,7 +104,7 @@ def plan_schema(classes: Iterable[type] | None = None) -> Schema:
         "additionalProperties": False,
         "$defs": {
             "value": _value(named),
-            **{name: _tagged(name, class_schema(cls)) for name, cls in named.items()},
+            **tagged,
         },
     }
 
@@ -109,13 +116,6 @@ def class_schema(cls: Any) -> Schema:
     is_open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
     own_nodes = issubclass(cls, GraphNode) or cls.__name__ in ("Experiment", "ModelGraph")
     return _object(parameters_of(cls), cls.__doc__, is_open=is_open and not own_nodes)
-
-
-def _tagged(name: str, arguments: Schema) -> Schema:
-    tagged = _closed({"$type": {"const": name}, "params": arguments}, ["$type", "params"])
-    if arguments["additionalProperties"] is not False:
-        arguments = {**arguments, "not": {"required": ["$type"]}}
-    return {"anyOf": [tagged, arguments]}
 
 
 def _value(named: Iterable[str]) -> Schema:

@@ -55,7 +55,19 @@ class Flattening(Configurable):
         merged = [axis + n_axes * (axis < 0) for axis in self.merged_axes or ()]
         wrong = len(set(merged)) < len(merged) or not set(merged) <= set(range(n_axes))
         if wrong or len(self.row_axes) + len(self.column_axes) != n_axes:
-            raise ShapeError(_choices(self.shape, self.merged_axes))
+            inner = tuple(range(1, n_axes))
+            size = math.prod(self.shape)
+            choices = [f"{inner} for {size} statistics a set, one for each value of a sample"]
+            for kept in inner if n_axes > 2 else ():
+                axes = tuple(axis for axis in range(n_axes) if axis != kept)
+                what = "column" if kept == 1 else f"position along axis {kept}"
+                choices.append(f"{axes} for {self.shape[kept - 1]}, one for each {what}")
+            choices.append(f"{tuple(range(n_axes))} for one in all")
+            raise ShapeError(
+                f"data of shape (n, {', '.join(map(str, self.shape))}) cannot be laid out in two "
+                f"dimensions by merged_axes={self.merged_axes}; choose merged_axes="
+                f"{'; '.join(choices)}"
+            )
 
     @property
     def row_axes(self) -> Shape:
@@ -155,19 +167,3 @@ def flatten(
     merged = None if axes is None else tuple(int(axis) for axis in axes)
     layout = Flattening(tuple(data.shape[1:]), merged)
     return layout.apply(data), layout
-
-
-def _choices(shape: Shape, merged_axes: Shape | None) -> str:
-    """Say which axes could be merged, and what each choice means."""
-    n_axes, inner = len(shape) + 1, tuple(range(1, len(shape) + 1))
-    size = math.prod(shape)
-    choices = [f"{inner} for {size} statistics a set, one for each value of a sample"]
-    for kept in inner if n_axes > 2 else ():
-        axes = tuple(axis for axis in range(n_axes) if axis != kept)
-        what = "column" if kept == 1 else f"position along axis {kept}"
-        choices.append(f"{axes} for {shape[kept - 1]}, one for each {what}")
-    choices.append(f"{tuple(range(n_axes))} for one in all")
-    return (
-        f"data of shape (n, {', '.join(map(str, shape))}) cannot be laid out in two dimensions by "
-        f"merged_axes={merged_axes}; choose merged_axes={'; '.join(choices)}"
-    )

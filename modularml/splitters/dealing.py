@@ -280,7 +280,17 @@ def deal(counts: IntArray, ratios: NDArray[np.float64], rng: Generator) -> IntAr
     n_groups, n_columns = table.weights.shape
     slack = SLACK * UNIT * counts.sum()
     if n_groups * np.log2(len(ratios)) <= np.log2(TRY_ALL / max(n_groups, n_columns)):
-        return _best_of_all(table, slack, rng)
+        # every assignment is tried, and one of those about as good as the best is drawn
+        n_parts = len(ratios)
+        tried = np.arange(n_parts**n_groups)[:, None] // n_parts ** np.arange(n_groups) % n_parts
+        costs = np.zeros(len(tried))
+        for part, target in enumerate(table.targets):
+            here = tried == part
+            costs += np.abs(here.astype(np.int64) @ table.weights - target).sum(axis=1)
+            costs[~here.any(axis=1)] = np.inf
+        good = np.flatnonzero(np.round(costs, 3) <= np.round(costs.min() + slack, 3))
+        chosen: IntArray = tried[rng.choice(good)]
+        return chosen
     attempts = []
     for _ in range(max(1, min(8, 2000 // n_groups))):
         labels = _start(counts, ratios, rng)
@@ -298,20 +308,6 @@ def deal(counts: IntArray, ratios: NDArray[np.float64], rng: Generator) -> IntAr
         if attempts[-1][0] <= slack:
             break
     return min(attempts, key=lambda pair: pair[0])[1]
-
-
-def _best_of_all(table: _Table, slack: float, rng: Generator) -> IntArray:
-    """Try every assignment and draw one of those about as good as the best."""
-    n_parts, n_groups = len(table.targets), len(table.weights)
-    assignments = np.arange(n_parts**n_groups)[:, None] // n_parts ** np.arange(n_groups) % n_parts
-    cost = np.zeros(len(assignments))
-    for part, target in enumerate(table.targets):
-        here = assignments == part
-        cost += np.abs(here.astype(np.int64) @ table.weights - target).sum(axis=1)
-        cost[~here.any(axis=1)] = np.inf
-    good = np.flatnonzero(np.round(cost, 3) <= np.round(cost.min() + slack, 3))
-    chosen: IntArray = assignments[rng.choice(good)]
-    return chosen
 
 
 def _start(counts: IntArray, ratios: NDArray[np.float64], rng: Generator) -> IntArray:

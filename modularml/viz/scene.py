@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
 from modularml.errors import ConfigError, UnknownNameError
-from modularml.viz.layout import Layout, Link, Point, Rect, Route, lay_out
+from modularml.viz.layout import Layout, Link, Point, Rect, lay_out
 from modularml.viz.style import INK, MUTED, STOP
 
 __all__ = [
@@ -331,7 +331,18 @@ def _edge_groups(
     groups = []
     for edge, label, route in zip(edges, labels, layout.routes, strict=True):
         tip = f"{titles[edge.source]} \u2192 {titles[edge.target]}"
-        shapes: list[Shape] = [_arrow(route, edge.style == "dashed", direction)]
+        points = [_turned(point, direction) for point in route.points]
+        before, end = points[-2:]
+        back = math.copysign(HEAD, before.x - end.x)
+        points[-1] = Point(end.x + back * 0.7, end.y)
+        corners = (end, *(Point(end.x + back, end.y + side) for side in (-HEAD / 2, HEAD / 2)))
+        curve = points[:1]
+        for one, two in pairwise(points):
+            middle = (one.x + two.x) / 2
+            curve += [Point(middle, one.y), Point(middle, two.y), two]
+        first, second, third = (_turned(point, direction) for point in corners)
+        line = tuple(_turned(point, direction) for point in curve)
+        shapes: list[Shape] = [Arrow(line, (first, second, third), edge.style == "dashed")]
         if edge.marker == "stop":
             # a stroke perpendicular to the edge, in the middle of its last curve
             one, two = route.points[-2:]
@@ -346,21 +357,6 @@ def _edge_groups(
         notes = f": {edge.notes}" if edge.notes else ""
         groups.append(Group("edge", tip + notes, tuple(shapes)))
     return groups
-
-
-def _arrow(route: Route, dashed: bool, direction: Literal["LR", "TB"]) -> Arrow:
-    """Return the curve through the points of a route, with an arrow head."""
-    points = [_turned(point, direction) for point in route.points]
-    before, tip = points[-2:]
-    back = math.copysign(HEAD, before.x - tip.x)
-    points[-1] = Point(tip.x + back * 0.7, tip.y)
-    head = (tip, Point(tip.x + back, tip.y - HEAD / 2), Point(tip.x + back, tip.y + HEAD / 2))
-    curve = points[:1]
-    for one, two in pairwise(points):
-        middle = (one.x + two.x) / 2
-        curve += [Point(middle, one.y), Point(middle, two.y), two]
-    one, two, three = (_turned(point, direction) for point in head)
-    return Arrow(tuple(_turned(point, direction) for point in curve), (one, two, three), dashed)
 
 
 def _turned(point: Point, direction: Literal["LR", "TB"]) -> Point:
