@@ -67,7 +67,7 @@ class ModelGraph(GraphSteps, ContextYaml, Configurable, Stateful):
     --------
     >>> import numpy as np
     >>> from torch import nn
-    >>> from modularml import FeatureSet
+    >>> from modularml import FeatureSet, ModelNode, Optimizer
     >>> rows = {"x": np.zeros((4, 3), dtype=np.float32), "y": np.zeros(4, dtype=np.float32)}
     >>> fs = FeatureSet.from_dict("rows", rows, "x", "y")
     >>> graph = ModelGraph([ModelNode("net", nn.Linear(3, 1), fs)], Optimizer("adam"))
