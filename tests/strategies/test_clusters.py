@@ -37,6 +37,7 @@ def cross_validation(
     n_rows: int = 80,
     n_epochs: int = 3,
     folder: Any = None,
+    timeout: float | None = None,
 ) -> mml.CrossValidation:
     """A small network with dropout, in a context of its own."""
     x = np.random.default_rng(0).normal(size=(n_rows, 3)).astype("float32")
@@ -61,7 +62,9 @@ def cross_validation(
         if folder is not None:
             own.set_checkpoint_dir(folder)
         binding = mml.CVBinding(fs, ["train", "val"])
-        return mml.CrossValidation(bindings=binding, n_folds=n_folds, experiment=own, stacked=False)
+        return mml.CrossValidation(
+            bindings=binding, n_folds=n_folds, experiment=own, stacked=False, timeout=timeout
+        )
 
 
 def assert_equal(a: Any, b: Any) -> None:
@@ -260,7 +263,6 @@ def test_what_a_cluster_cannot_honour_is_refused():
     with cluster("ray", ray_remote_args={"max_restarts": 3}):
         with pytest.raises(ConfigError, match="max_restarts"):
             cv.run(**SILENT)
-        timed = cross_validation()
-        timed._runs.timeout = 3.0
+        timed = cross_validation(timeout=3.0)
         with pytest.raises(ConfigError, match="timeout works with processes on this machine"):
             timed.run(**SILENT)
