@@ -17,20 +17,6 @@ import numpy as np
 from modularml._private.sklearn import may_take
 from modularml.errors import ConfigError
 
-__all__ = [
-    "OF_THE_MACHINE",
-    "Checked",
-    "arguments_of",
-    "at_least",
-    "estimator_from",
-    "is_like_estimator",
-    "origin",
-    "parameters",
-    "same",
-    "takes_any",
-    "with_arguments_of",
-]
-
 
 class _NoArguments:
     """The signature of a class without a constructor, which is not that of `__new__`."""

@@ -9,8 +9,6 @@ from types import ModuleType
 
 from modularml.errors import MissingDependencyError
 
-__all__ = ["has", "loaded", "require"]
-
 EXTRAS = {
     "torch": "torch",
     "tensorflow": "tensorflow",

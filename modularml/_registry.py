@@ -8,8 +8,6 @@ from typing import Any, Generic, TypeVar
 
 from modularml.errors import RegistrationError, UnknownNameError
 
-__all__ = ["Registry", "member"]
-
 T = TypeVar("T")
 E = TypeVar("E", bound=enum.Enum)
 

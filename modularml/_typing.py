@@ -7,8 +7,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Columns", "Domain", "IntArray", "Shape"]
-
 Array: TypeAlias = NDArray[Any]
 IntArray: TypeAlias = NDArray[np.int64]
 Shape: TypeAlias = tuple[int, ...]

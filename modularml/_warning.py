@@ -7,8 +7,6 @@ import sysconfig
 import warnings
 from pathlib import Path
 
-__all__ = ["warn"]
-
 _PACKAGE = str(Path(__file__).parent)
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 

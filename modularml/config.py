@@ -33,20 +33,6 @@ from modularml._arguments import (
 from modularml._registry import Registry
 from modularml.errors import ConfigError, ModularMLError, UnknownNameError
 
-__all__ = [
-    "Configurable",
-    "Stateful",
-    "config_registry",
-    "decode",
-    "decode_items",
-    "encode",
-    "find_code",
-    "name_of",
-    "names_mean",
-    "reads_file",
-    "tagged",
-]
-
 config_registry: Registry[type] = Registry("class")
 """Every class that a config may name; subclasses of `Configurable` enter when defined."""
 

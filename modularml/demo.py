@@ -18,8 +18,6 @@ from modularml.plotting import confusion_matrix, loss_curves, parity
 from modularml.samplers import SimpleSampler
 from modularml.training import AppliedLoss, Loss, Optimizer
 
-__all__ = ["build_graph", "load_diabetes", "load_digits", "run_demo", "run_diabetes", "run_digits"]
-
 SEED = 7
 
 

@@ -12,8 +12,6 @@ from joblib.externals.loky import process_executor
 
 from modularml._private import PUBLIC_ONLY
 
-__all__ = ["allow_memory", "ask_ids", "process_ids"]
-
 _asked: WeakKeyDictionary[Any, Future[int]] = WeakKeyDictionary()
 
 

@@ -12,19 +12,6 @@ from modularml.errors import BackendNotSupportedError
 tf = require("tensorflow", purpose="to train Keras models")
 keras = require("keras", purpose="to train Keras models")
 
-__all__ = [
-    "all_layers",
-    "mask_of",
-    "move",
-    "own_weights",
-    "random_state",
-    "reindex",
-    "remember_trained",
-    "set_random_state",
-    "trained_variables",
-    "with_mask",
-]
-
 
 # -- layers -----------------------------------------------------------------------------------
 

@@ -10,8 +10,6 @@ import numpy as np
 
 from modularml._private import PUBLIC_ONLY
 
-__all__ = ["may_take", "scorer_parts", "standardization"]
-
 
 def may_take(cls: type, name: str, value: Any) -> bool | None:
     """Return whether an argument of an estimator may have a value; None if nothing tells.

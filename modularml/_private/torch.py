@@ -13,29 +13,6 @@ from modularml._private import PUBLIC_ONLY
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = [
-    "COMPILED_CALL",
-    "FUSED_KERNELS",
-    "RESETS",
-    "DispatchMode",
-    "bytes_of",
-    "compiled",
-    "first_step",
-    "for_each",
-    "global_hooks",
-    "has_weight_hooks",
-    "hooks_of",
-    "import_dynamo_late",
-    "late_step",
-    "layers_of",
-    "mark_stepped",
-    "may_be_flattened",
-    "multiply_by_one",
-    "parameters_of",
-    "step_hooks",
-    "version",
-]
-
 DispatchMode = torch.utils._python_dispatch.TorchDispatchMode
 """Sees each operation on tensors; torch documents it by this path (*Extending PyTorch*)."""
 

@@ -30,19 +30,6 @@ from modularml.errors import ConfigError, UnknownNameError
 if TYPE_CHECKING:
     from modularml.data.featureset import FeatureSet
 
-__all__ = [
-    "CHECKS",
-    "KINDS",
-    "Check",
-    "audit",
-    "check_allowed",
-    "constant",
-    "not_finite",
-    "overlapping_windows",
-    "scaler_fits",
-    "shared_rows",
-]
-
 
 def shared_rows(t: Table) -> Iterator[Finding]:
     """Find rows that are in two splits which should have nothing in common."""

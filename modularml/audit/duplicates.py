@@ -13,9 +13,6 @@ from modularml.audit.table import Column, Pair, Side, Table
 from modularml.data.audit_report import Finding
 from modularml.data.ids import scramble
 
-__all__ = ["SEQUENCE", "duplicates", "like_rows", "sequences"]
-
-
 REMEDY = "drop the copies, or give them a tag in common to group_by"
 REFERENCE, JUDGED = 1_500, 300
 """Training rows that the neighbourhood of a row is measured by, and copies that are judged."""

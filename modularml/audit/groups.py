@@ -14,8 +14,6 @@ from modularml.audit.table import Column, Pair, Side, Table, joined
 from modularml.audit.time import as_times
 from modularml.data.audit_report import Finding
 
-__all__ = ["partners_of", "readings", "shared_groups"]
-
 _NAMED = re.compile(
     r"(^|_)(group|cell|battery|patient|subject|participant|person|user|donor|animal|specimen"
     r"|machine|device|engine|recording|session|scan|id)(_?(id|no|nr|num|number|name))?$"

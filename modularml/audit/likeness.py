@@ -17,24 +17,6 @@ from modularml.data.schema import RAW
 if TYPE_CHECKING:
     from modularml.data.featureset import FeatureSet
 
-__all__ = [
-    "ALPHA",
-    "at_least",
-    "average_ranks",
-    "content_words",
-    "hashes",
-    "id_words",
-    "near_by_chance",
-    "pair_of_rows",
-    "said_times",
-    "scatter",
-    "scores",
-    "shared",
-    "spread_ranks",
-    "within",
-    "z_to_p",
-]
-
 
 WIDTH, HEIGHT, POINTS = 150, 70, 120
 

@@ -11,9 +11,6 @@ from modularml.audit.likeness import ALPHA, at_least
 from modularml.audit.table import Pair, Side, Table
 from modularml.data.audit_report import Finding
 
-__all__ = ["prepared_before", "target_encoding", "target_of_neighbour", "uncorrelated"]
-
-
 EVEN = 0.12
 """Kolmogorov's distance, times the root of n, that drawn values reach once in 10^20 draws."""
 

@@ -24,8 +24,6 @@ from modularml.splitters.folds import FoldSplitter
 if TYPE_CHECKING:
     from modularml.data.featureset import FeatureSet
 
-__all__ = ["MAPPED", "Column", "Pair", "Side", "Table", "is_testing", "is_training", "pairs_of"]
-
 MAPPED = 100_000
 """The most rows of a split that are looked at in columns that lie in a file."""
 

@@ -14,17 +14,6 @@ from modularml.audit.likeness import ALPHA, average_ranks, scatter
 from modularml.audit.table import Column, Table
 from modularml.data.audit_report import Finding
 
-__all__ = [
-    "Wanted",
-    "affine_residuals",
-    "explained",
-    "likely",
-    "target_in_feature",
-    "target_in_features",
-    "target_in_id",
-]
-
-
 EXACT = 1e-5
 """A copy in float32 is this near, as a share of the target's standard deviation."""
 

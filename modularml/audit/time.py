@@ -14,8 +14,6 @@ from modularml.audit.likeness import ALPHA, scores, within, z_to_p
 from modularml.audit.table import Column, Side, Table, is_training
 from modularml.data.audit_report import Finding
 
-__all__ = ["as_times", "row_order", "time_order"]
-
 _NAMED = re.compile(
     r"(^|_)(t|ts|time|times|timestamp|date|datetime|day|days|hour|hours|minute|minutes|second|seconds"
     r"|sec|month|week|year|epoch|elapsed|recorded|when|at|on)(_?(s|ms|ns|utc))?$"

@@ -10,8 +10,6 @@ from modularml.backends.tensor_operations import Processes
 from modularml.config import Configurable
 from modularml.errors import BackendNotSupportedError, ConfigError, DeviceError
 
-__all__ = ["Accelerator"]
-
 _KINDS = ("cpu", "cuda", "gpu", "mps")
 
 

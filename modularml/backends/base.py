@@ -15,8 +15,6 @@ from modularml.backends.options import NotStackableError, StackMember, StepOptio
 from modularml.backends.tensor_operations import ModelOperations
 from modularml.errors import BackendNotSupportedError, ConfigError, UnknownNameError
 
-__all__ = ["Backend", "BackendAdapter", "Compute", "Step", "adapter_for", "backend_of"]
-
 Compute = Callable[[Sequence[Any]], tuple[Any, Sequence[Any], Sequence[Any]]]
 """From the input tensors of a batch to (total loss, each loss, each output)."""
 

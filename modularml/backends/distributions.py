@@ -9,8 +9,6 @@ from typing import Any
 
 from modularml.errors import LossError
 
-__all__ = ["MOMENTS", "QUANTILES", "VARIANCE", "check_quantiles", "quantile_labels"]
-
 VARIANCE = "variance"
 MOMENTS = ("mean", VARIANCE)
 """Blocks of the outputs of a loss that reads means and variances."""

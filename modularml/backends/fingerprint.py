@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Identity", "checksum", "fingerprint"]
-
 
 class Identity:
     """A key by the identity of objects; holds them so that their ids are not reused."""

@@ -10,21 +10,6 @@ from typing import Any, Literal, TypeAlias
 from modularml._typing import Shape
 from modularml.errors import BackendNotSupportedError, ShapeError
 
-__all__ = [
-    "LAYOUTS",
-    "Arrangement",
-    "InputLayout",
-    "InputShape",
-    "arranged",
-    "arranged_call",
-    "arrangement",
-    "is_several",
-    "laid_out",
-    "matching",
-    "shapes_of",
-]
-
-
 InputShape: TypeAlias = Any
 """Of one sample: a tuple of ints, a tuple of such tuples, or a dict of them by name."""
 

@@ -11,8 +11,6 @@ import numpy as np
 
 from modularml.errors import ConfigError
 
-__all__ = ["PLAIN", "GradientSquares", "NotStackableError", "StackMember", "StepOptions"]
-
 
 class NotStackableError(Exception):
     """Members cannot be trained as one; the message says why."""

@@ -16,16 +16,6 @@ from modularml.backends.fingerprint import fingerprint
 from modularml.backends.tensor_operations import PAD_MODES
 from modularml.errors import BackendNotSupportedError
 
-__all__ = [
-    "BCELoss",
-    "CrossEntropyLoss",
-    "HuberLoss",
-    "L1Loss",
-    "MSELoss",
-    "SklearnAdapter",
-    "adapter",
-]
-
 
 @dataclass
 class _Loss:

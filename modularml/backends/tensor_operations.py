@@ -14,8 +14,6 @@ from modularml._typing import Array, IntArray, Shape
 from modularml.backends.layouts import InputShape, is_several, shapes_of
 from modularml.errors import BackendNotSupportedError
 
-__all__ = ["PAD_MODES", "ModelOperations", "Processes", "TensorOperations"]
-
 
 @dataclass(frozen=True)
 class Processes:

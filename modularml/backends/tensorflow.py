@@ -51,8 +51,6 @@ if keras.config.backend() != "tensorflow":
         "environment variable KERAS_BACKEND=tensorflow before Keras is imported"
     )
 
-__all__ = ["TensorflowAdapter", "adapter"]
-
 
 class TensorflowAdapter(BackendAdapter):
     """Operations that a graph needs from TensorFlow.

@@ -19,8 +19,6 @@ from modularml.errors import LossError
 tf = require("tensorflow", purpose="to train Keras models")
 keras = require("keras", purpose="to train Keras models")
 
-__all__ = ["CLASSES", "copied", "variables_of"]
-
 
 @dataclass
 class _Loss:

@@ -14,22 +14,6 @@ from modularml._warning import warn
 from modularml.backends.layouts import arranged, shapes_of
 from modularml.errors import BackendNotSupportedError, LossError, ShapeError
 
-__all__ = [
-    "OwnLosses",
-    "call",
-    "check_layers",
-    "check_model",
-    "check_names",
-    "compiled",
-    "declared_inputs",
-    "float_dtype",
-    "has_own_losses",
-    "is_half",
-    "joint_weights",
-    "masked",
-    "regularized",
-]
-
 _STEPS = {
     "train_step": "write a Loss and an AppliedLoss, or train it with modularml.runner",
     "test_step": "write a Loss or a metric of an Evaluation",

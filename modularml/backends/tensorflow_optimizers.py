@@ -11,18 +11,6 @@ import keras
 from modularml._private.keras import move, reindex, trained_variables
 from modularml.errors import BackendNotSupportedError
 
-__all__ = [
-    "KerasGroups",
-    "KerasSchedule",
-    "LossScale",
-    "finish",
-    "load_state",
-    "parts",
-    "scaling",
-    "state_of",
-    "trained",
-]
-
 
 class LossScale:
     """Loss scale for fp16, stored with an optimizer, as torch's ``GradScaler``."""

@@ -19,17 +19,6 @@ from modularml.errors import LossError
 
 logger = logging.getLogger(__name__)
 
-__all__ = [
-    "ROWS",
-    "ExtendedStep",
-    "PlainStep",
-    "any_rows",
-    "called",
-    "clipped",
-    "in_precision",
-    "several_steps",
-]
-
 _MARK, ROWS = "modularml loss ", "modularml rows: "
 
 

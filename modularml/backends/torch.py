@@ -30,8 +30,6 @@ from modularml.errors import BackendNotSupportedError, DeviceError
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["CLASSES", "TorchAdapter", "adapter"]
-
 
 class GaussianNLLLoss(torch.nn.GaussianNLLLoss):  # type: ignore[misc, name-defined]
     """Gaussian negative log-likelihood; without `var`, outputs are means, then variances."""

@@ -22,8 +22,6 @@ torch = require("torch", purpose="to train torch models")
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["CompiledGradients", "missing_compiler"]
-
 _MAX_OPERATIONS = 1_500  # of a trace: compiling takes up to a second for 30 of them
 _LONG = 5.0  # seconds; what torch has in its cache takes less
 _OFTEN = 3

@@ -18,8 +18,6 @@ from modularml._typing import Array
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["onnx_bytes", "program_bytes", "run_onnx", "run_program", "traced"]
-
 Function = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 

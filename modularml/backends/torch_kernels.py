@@ -29,8 +29,6 @@ from modularml._private.torch import (
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["StackedRun", "direct_forward", "direct_step", "has_states", "kernel_of_all"]
-
 
 Call = Callable[[Any], Any]
 Chain = tuple[Any, Mapping[str, Any], type, Mapping[str, Any], tuple[Any, ...]]

@@ -24,17 +24,6 @@ from modularml.backends.torch_tracing import Dropouts
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = [
-    "Attributes",
-    "Buffers",
-    "MemberModels",
-    "OwnStep",
-    "StepState",
-    "agree",
-    "differences",
-    "state_for",
-]
-
 
 _SKIPPED = {
     *(name for name in vars(torch.nn.Module()) if name != "training"),

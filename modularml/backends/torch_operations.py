@@ -23,8 +23,6 @@ from modularml.errors import LossError, ShapeError
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["TorchOperations"]
-
 
 class TorchOperations(ModelOperations):
     """Operations on tensors and models of torch."""

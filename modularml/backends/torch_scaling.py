@@ -14,16 +14,6 @@ from modularml._typing import Array
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = [
-    "NotExportableError",
-    "inverse_of",
-    "record_inverse",
-    "record_transform",
-    "stacked",
-    "transform_of",
-    "unscaled",
-]
-
 Transform = Callable[[Any], Any]
 
 

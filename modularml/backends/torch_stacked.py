@@ -24,8 +24,6 @@ from modularml.backends.torch_tracing import ReplacedDropouts, traced
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["TorchStack"]
-
 
 class TorchStack:
     """The training steps of several members as one.

@@ -12,8 +12,6 @@ from modularml.backends.torch_kernels import StackedRun, direct_step, has_states
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["StackedOptimizer", "clip_members"]
-
 _multiply, _set_to_zero = for_each("mul_"), for_each("zero_")
 _with_products, _add_products = for_each("addcmul"), for_each("addcmul_")
 

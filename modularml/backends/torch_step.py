@@ -22,8 +22,6 @@ from modularml.backends.torch_kernels import direct_step
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["Averaged", "ExtendedStep", "clip", "processes", "scaler_of"]
-
 
 def processes(device: Any) -> Processes:
     """Return the process group, initialized if needed."""

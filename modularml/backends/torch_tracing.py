@@ -13,8 +13,6 @@ from modularml.backends.options import NotStackableError
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["Dropouts", "ReplacedDropouts", "lifted", "traced"]
-
 _MAX_OPERATIONS = 3_000
 """Longer traces, such as those of a long recurrence, cost more than they save."""
 

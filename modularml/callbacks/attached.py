@@ -11,8 +11,6 @@ from modularml.errors import ConfigError, expect
 from modularml.loops.attachments import Attachment
 from modularml.loops.runner import Event, Listeners
 
-__all__ = ["Attached"]
-
 
 @registered
 class Attached(Callback, Listeners):

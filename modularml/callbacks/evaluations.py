@@ -21,15 +21,6 @@ from modularml.results.scores import Meaning, find_score, greater_is_better, nam
 from modularml.results.scoring import Reduce, check_reduce, logged_scores
 from modularml.training import AppliedLoss
 
-__all__ = [
-    "EvalLossMetric",
-    "Evaluation",
-    "EvaluationCallbackResult",
-    "EvaluationMetric",
-    "ScoreMetric",
-]
-
-
 Metric: TypeAlias = "EvaluationMetric | str | Callable[..., float]"
 
 

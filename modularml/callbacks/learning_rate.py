@@ -19,9 +19,6 @@ from modularml.errors import ConfigError, NonFiniteLossError, expect
 from modularml.phases.train_eval import TrainPhase
 from modularml.viz.curves import series
 
-__all__ = ["LearningRateFinder", "LearningRateMonitor", "LearningRates"]
-
-
 _FEWEST = 10
 """Rates before a divergence counts, and without which there is no suggestion."""
 

@@ -22,8 +22,6 @@ from modularml.io.names import folder_at
 from modularml.progress import in_notebook, print_line
 from modularml.viz.curves import series
 
-__all__ = ["CSVLogger", "GradientNorms", "LivePlot", "MetricCallback"]
-
 
 @registered
 class CSVLogger(Callback):

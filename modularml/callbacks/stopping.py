@@ -26,9 +26,6 @@ from modularml.results.recording import ResultRecording
 from modularml.results.step_log import StepLog
 from modularml.results.stored_results import packed_steps, unpacked_steps
 
-__all__ = ["EarlyStopping", "EarlyStoppingResult", "MaxTime"]
-
-
 _PATIENCE_STATE = ("mode", "best", "best_epoch", "waited")
 
 

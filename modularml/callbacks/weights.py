@@ -15,9 +15,6 @@ from modularml.errors import BackendNotSupportedError, ConfigError
 from modularml.graph.model_node import ModelNode
 from modularml.io.randomness import unchanged_randomness
 
-__all__ = ["EMA", "SWA", "ProgressiveUnfreezing"]
-
-
 Named = dict[str, tuple[Any, Any]]
 """Adapter and parameter by name: ``node.layer.weight``."""
 

@@ -9,8 +9,6 @@ from modularml.cli.console import Reply, check_folder, column_names, is_parquet
 from modularml.data.featureset import FeatureSet
 from modularml.errors import ConfigError, DataError
 
-__all__ = ["run_audit"]
-
 
 def run_audit(args: argparse.Namespace) -> Reply:
     """Audit a file; the status is 1 if the audit failed."""

@@ -16,19 +16,6 @@ from modularml._optional import require
 from modularml.errors import ConfigError, DataError
 from modularml.progress import leave_stdout
 
-__all__ = [
-    "INTERRUPTED",
-    "USAGE",
-    "Reply",
-    "check_folder",
-    "column_names",
-    "is_parquet",
-    "plain",
-    "ready_streams",
-    "show",
-    "unreadable",
-]
-
 
 def is_parquet(path: str | Path) -> bool:
     """Tell whether a path names a Parquet file."""

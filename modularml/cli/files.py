@@ -10,17 +10,6 @@ from modularml.cli.console import Reply, check_folder
 from modularml.io.inspection import inspect, render
 from modularml.io.two_files import diff, extract
 
-__all__ = [
-    "run_compare",
-    "run_convert",
-    "run_demo",
-    "run_diff",
-    "run_extract",
-    "run_inspect",
-    "run_migrate",
-    "run_report",
-]
-
 
 def run_demo(args: argparse.Namespace) -> Reply:
     """Run the demo, the only command that needs a framework."""

@@ -13,8 +13,6 @@ from modularml.cli.plan_classes import completed, find_class, inner_of, paramete
 from modularml.errors import PlanError, closest
 from modularml.io.yamltext import load_marked
 
-__all__ = ["SECTIONS", "Plan", "Where", "read_plan", "walk"]
-
 SECTIONS = ("data", "experiment", "folds", "sweep", "output")
 Where = tuple[Any, ...]
 """Keys and places that lead to a value; arguments of a tag come right after it."""

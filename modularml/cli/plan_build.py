@@ -23,8 +23,6 @@ from modularml.io.yamltext import dump_yaml
 from modularml.strategies import CrossValidation, CVBinding, Sweep
 from modularml.strategies.sweeps import space
 
-__all__ = ["build_data", "build_experiment", "build_folds", "build_sweep", "resolved_text"]
-
 _RANGES = ("log_float", "float_", "int_")
 """Functions of `modularml.space` for ranges of numbers."""
 

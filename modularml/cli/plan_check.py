@@ -17,8 +17,6 @@ from modularml.data.table_files import files_of
 from modularml.errors import MMLError, ModularMLError, PlanError, closest
 from modularml.io.classes import Resolver, known_names, names_in
 
-__all__ = ["check_plan"]
-
 
 class Problem(NamedTuple):
     """A mistake: where, what, and whether the key or the value is wrong."""

@@ -25,19 +25,6 @@ from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase
 from modularml.samplers import BaseSampler
 
-__all__ = [
-    "ESTIMATORS",
-    "REQUIRED",
-    "Parameter",
-    "class_of_hint",
-    "completed",
-    "find_class",
-    "inner_of",
-    "nameable",
-    "parameters_of",
-    "subclasses",
-]
-
 REQUIRED: Any = inspect.Parameter.empty
 ESTIMATORS = ("sklearn.", "xgboost.", "lightgbm.")
 """Packages whose estimators are tags by their import path, ``!sklearn.linear_model.Ridge``."""

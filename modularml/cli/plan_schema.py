@@ -30,8 +30,6 @@ from modularml.scalers.scaler import Scaler
 from modularml.splitters import BaseSplitter
 from modularml.strategies import CrossValidation, CVBinding, Sweep
 
-__all__ = ["VALUE", "class_schema", "load_classes", "plan_schema"]
-
 Schema = dict[str, Any]
 
 VALUE: Schema = {"$ref": "#/$defs/value"}

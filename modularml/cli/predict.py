@@ -19,8 +19,6 @@ from modularml.experiment import Experiment
 from modularml.graph.model_graph import ModelGraph
 from modularml.io.inspection import inspect
 
-__all__ = ["run_predict"]
-
 
 def run_predict(args: argparse.Namespace) -> Reply:
     """Predict, and write or show a table."""

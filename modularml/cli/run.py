@@ -33,9 +33,6 @@ from modularml.io.names import folder_at
 from modularml.io.randomness import seed_all
 from modularml.io.yamltext import load_yaml
 
-__all__ = ["run_plan_files", "run_schema"]
-
-
 PLAN, METRICS, FIGURES, CHECKPOINTS = "plan.yaml", "metrics.csv", "metrics.json", "checkpoints"
 STUDY, TRIALS = "sweep.db", "trials.csv"
 MOST_CHECKPOINTS = 20

@@ -18,8 +18,6 @@ from modularml.config import config_registry
 from modularml.context.registration import RegistrationPolicy, RegistrationWarning
 from modularml.errors import ConfigError, RegistrationError, UnknownNameError
 
-__all__ = ["ExperimentContext", "ExperimentNode"]
-
 
 class ExperimentNode:
     """Anything with a label that an experiment can look up: a FeatureSet, a graph node.

@@ -9,8 +9,6 @@ from modularml._registry import member
 from modularml._warning import warn
 from modularml.progress import in_ipython
 
-__all__ = ["RegistrationPolicy", "RegistrationWarning", "is_run_again"]
-
 
 class RegistrationWarning(UserWarning):
     """A node took the place of another with the same label."""

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["ColumnGetters"]
-
 
 class ColumnGetters:
     """Getters over a collection, some of its rows and some of its columns."""

@@ -13,23 +13,6 @@ import pyarrow.compute as pc
 from modularml._typing import Array, Shape
 from modularml.errors import DataError
 
-__all__ = [
-    "check_nulls",
-    "fixed",
-    "in_shape",
-    "is_category",
-    "is_plain",
-    "leaf_type",
-    "null_error",
-    "numpy_dtype",
-    "ragged_error",
-    "sample_shape",
-    "to_numpy",
-    "value_bytes",
-    "wrap",
-]
-
-
 _ARROW = (pa.Array, pa.ChunkedArray, pa.Field)
 
 

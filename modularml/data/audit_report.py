@@ -15,8 +15,6 @@ from modularml.errors import ConfigError, expect
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SEVERITIES", "AuditReport", "AuditWarning", "Finding", "audit"]
-
 SEVERITIES = ("error", "warning", "info")
 
 

@@ -14,8 +14,6 @@ from modularml.data.lineage import Source
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, UnknownNameError
 
-__all__ = ["ClassWeights"]
-
 
 @dataclass(frozen=True)
 class ClassWeights:

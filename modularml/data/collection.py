@@ -21,8 +21,6 @@ from modularml.data.mapping import Maps, release, write_columns
 from modularml.data.schema import RAW, SAMPLE_UUIDS, SampleSchema, description_of, with_metadata
 from modularml.errors import DataError, expect
 
-__all__ = ["SampleCollection"]
-
 BLOCK_BYTES = 16 * 2**20
 """Bytes of memory-mapped columns processed at a time."""
 

@@ -22,8 +22,6 @@ from modularml.errors import ConfigError, expect
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Constructors"]
-
 
 class Constructors:
     """Constructors of a FeatureSet; each returns ``cls(label, collection)``."""

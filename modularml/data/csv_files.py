@@ -46,8 +46,6 @@ from modularml.data.table_files import (
 )
 from modularml.errors import ConfigError, DataError, UnknownNameError, expect
 
-__all__ = ["from_csv"]
-
 ENDINGS = tuple(
     f"{kind}{suffix}" for kind in (".csv", ".tsv", ".txt") for suffix in ("", *COMPRESSED)
 )

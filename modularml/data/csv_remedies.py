@@ -13,8 +13,6 @@ import pyarrow as pa
 from modularml._optional import require
 from modularml._warning import warn
 
-__all__ = ["file_remedy", "header_remedy", "is_text", "warn_about_text"]
-
 MAGIC = {
     b"\xff\xfe": "it is UTF-16; pass read={'encoding': 'utf-16'}",
     b"\xfe\xff": "it is UTF-16; pass read={'encoding': 'utf-16'}",

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-__all__ = ["html", "summary", "visualize"]
-
-
 def summary(self: Any) -> pd.DataFrame:
     """Return one row per column: kind, unit, dtype, shape, non-finite count, range.
 

@@ -19,15 +19,6 @@ from modularml.data.samples import held
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError
 
-__all__ = [
-    "MODEL_LOSSES",
-    "ExecutionContext",
-    "Layout",
-    "LossRecord",
-    "WeightSource",
-]
-
-
 MODEL_LOSSES = "model_losses_"
 """Prefix of a node's label in the label of losses that its model adds itself."""
 

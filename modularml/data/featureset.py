@@ -28,8 +28,6 @@ from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError, expect
 from modularml.io.artifact import read_artifact
 
-__all__ = ["FeatureSet"]
-
 
 class FeatureSet(ExperimentNode, Constructors, Rows[FeatureSetView]):
     """Samples in one Arrow table, with named splits and reversible scaling.

@@ -14,9 +14,6 @@ from modularml._typing import Array, IntArray
 from modularml.data.columns import to_arrow
 from modularml.errors import DataError, ShapeError, UnknownNameError
 
-__all__ = ["ARRAY_FORMATS", "DataFormat", "convert", "convert_array", "stack", "stack_columns"]
-
-
 BLOCK = 8192
 """Rows of all columns stacked at a time."""
 

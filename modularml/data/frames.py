@@ -18,16 +18,6 @@ from modularml.data.selectors import as_list
 from modularml.data.table_files import natural
 from modularml.errors import DataError, UnknownNameError, expect
 
-__all__ = [
-    "Rename",
-    "Stack",
-    "TableColumns",
-    "as_columns",
-    "check_stacks",
-    "column_name",
-    "column_names",
-]
-
 Rename: TypeAlias = Mapping[Any, str] | Callable[[Any], str] | None
 Stack: TypeAlias = Mapping[str, str | Sequence[str]] | None
 

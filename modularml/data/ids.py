@@ -13,19 +13,6 @@ import pyarrow.compute as pc
 from modularml._typing import Array, IntArray
 from modularml.errors import DataError
 
-__all__ = [
-    "IdArray",
-    "as_positions",
-    "as_slice",
-    "check_ids",
-    "id_array",
-    "id_texts",
-    "ids_from_texts",
-    "make_ids",
-    "positions_of",
-    "scramble",
-]
-
 IdArray = np.ndarray[Any, np.dtype[np.void]]
 
 

@@ -17,18 +17,6 @@ from modularml.data.schema import POSITION, SAMPLE_UUIDS
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, DataError, UnknownNameError
 
-__all__ = [
-    "Joined",
-    "Key",
-    "Link",
-    "Table",
-    "join",
-    "link_by",
-    "link_same",
-    "split_like",
-    "table_of",
-]
-
 Key: TypeAlias = str | Sequence[str] | None
 """Columns whose values match rows of two tables."""
 

@@ -10,16 +10,6 @@ from modularml.data.references import FeatureSetReference
 from modularml.data.schema import SampleSchema
 from modularml.errors import UnknownNameError
 
-__all__ = [
-    "ColumnLineage",
-    "MergedColumns",
-    "Source",
-    "SourceColumns",
-    "column_above",
-    "column_named",
-    "source_columns_of",
-]
-
 
 @dataclass(frozen=True)
 class Source:

@@ -27,9 +27,6 @@ from modularml.data.arrow_types import (
 from modularml.data.columns import ragged_error, to_arrow
 from modularml.errors import DataError
 
-__all__ = ["MappedRows", "Maps", "release", "write_columns", "write_rows"]
-
-
 Maps = Mapping[str, mmap.mmap]
 """Memory maps of columns by name."""
 

@@ -22,8 +22,6 @@ from modularml.data.selectors import as_list
 from modularml.data.windowing import raw_columns
 from modularml.errors import ConfigError, DataError, UnknownNameError
 
-__all__ = ["JoinKey", "join"]
-
 JoinKey: TypeAlias = str | Sequence[str] | Mapping[str, str] | None
 """Columns that both tables share, or the column of the other table by that of this one."""
 

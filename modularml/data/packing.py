@@ -27,8 +27,6 @@ from modularml.splitters import BaseSplitter
 
 _OF_GROUPS = ("per", "unseen", "groups", "group_scalers")
 
-__all__ = ["packed", "packed_without_rows", "save", "scalers_fingerprint", "unpacked"]
-
 
 def save(
     self: Any, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False

@@ -29,8 +29,6 @@ from modularml.data.table_files import (
 )
 from modularml.errors import ConfigError, UnknownNameError
 
-__all__ = ["from_parquet"]
-
 MAP_FROM = 2**29
 """Size in bytes from which columns are memory-mapped instead of read into memory."""
 

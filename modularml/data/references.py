@@ -16,16 +16,6 @@ from modularml.data.schema import DOMAINS, POSITION, SAMPLE_UUIDS, SampleSchema
 from modularml.data.selectors import Candidates, as_list, select_one
 from modularml.errors import ConfigError, UnknownNameError
 
-__all__ = [
-    "ExperimentNodeReference",
-    "FeatureSetColumnReference",
-    "FeatureSetReference",
-    "GraphNodeReference",
-    "column_reference",
-    "join_key",
-    "reference",
-]
-
 
 @dataclass(frozen=True)
 class ExperimentNodeReference(Configurable):

@@ -12,15 +12,6 @@ from modularml.data.ids import IdArray, id_texts
 from modularml.errors import ConfigError, SplitError
 from modularml.splitters import BaseSplitter, KFoldSplitter, RandomSplitter
 
-__all__ = [
-    "DroppedRows",
-    "SplitRecord",
-    "check_split_name",
-    "count_by_reason",
-    "described_drops",
-    "with_series",
-]
-
 
 @dataclass(frozen=True)
 class SplitRecord:

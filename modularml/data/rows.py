@@ -26,8 +26,6 @@ from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Rows"]
-
 View = TypeVar("View", bound="Rows[Any]")
 
 

@@ -13,17 +13,6 @@ from modularml.backends import Backend, adapter_for, backend_of
 from modularml.data.formats import DataFormat, convert_array
 from modularml.errors import UnknownNameError
 
-__all__ = [
-    "SampleData",
-    "SampleShapes",
-    "as_numpy",
-    "concat_samples",
-    "concat_tensors",
-    "held",
-    "in_steps",
-    "step_weights",
-]
-
 
 @dataclass(frozen=True)
 class SampleShapes:

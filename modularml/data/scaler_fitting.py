@@ -27,8 +27,6 @@ from modularml.scalers.affine import ENCODERS, SKLEARN
 from modularml.scalers.flattening import Flattening, flatten
 from modularml.scalers.scaler import Scaler
 
-__all__ = ["UNSEEN", "fit_by_group", "fit_record", "fitted_targets"]
-
 UNSEEN = ("error", "global")
 """What happens to rows of groups that a scaler was not fitted on."""
 

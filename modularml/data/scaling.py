@@ -19,16 +19,6 @@ from modularml.errors import DataError, ScalerError, ShapeError
 from modularml.scalers.flattening import Flattening
 from modularml.scalers.scaler import Scaler
 
-__all__ = [
-    "LeakWarning",
-    "ScalerRecord",
-    "applied_by_group",
-    "apply_records",
-    "invert",
-    "last_undoable",
-    "scaled_by",
-]
-
 COLUMNWISE = frozenset(
     {
         "StandardScaler",

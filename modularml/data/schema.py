@@ -16,18 +16,6 @@ from modularml._typing import Shape
 from modularml.data.arrow_types import numpy_dtype, sample_shape
 from modularml.errors import DataError, UnknownNameError
 
-__all__ = [
-    "DOMAINS",
-    "POSITION",
-    "RAW",
-    "SAMPLE_UUIDS",
-    "TRANSFORMED",
-    "WINDOW",
-    "ColumnSpec",
-    "SampleSchema",
-    "description_of",
-]
-
 DOMAINS = ("features", "targets", "tags")
 RAW = "raw"
 TRANSFORMED = "transformed"

@@ -18,20 +18,6 @@ from modularml.io.atomic import write_file
 from modularml.io.randomness import unchanged_randomness
 from modularml.scalers.scaler import Scaler
 
-__all__ = [
-    "DESCRIPTIONS",
-    "DOMAIN_KEYS",
-    "SOURCES",
-    "ReadFrom",
-    "apply_split",
-    "fit_scaler",
-    "moved",
-    "read_rows",
-    "relative",
-    "section_of",
-    "to_yaml",
-]
-
 SOURCES = {
     "csv": "from_csv",
     "parquet": "from_parquet",

@@ -9,8 +9,6 @@ from modularml._typing import Columns
 from modularml.data.schema import DOMAINS, RAW, TRANSFORMED, SampleSchema
 from modularml.errors import UnknownNameError, expect
 
-__all__ = ["Candidates", "as_list", "newest", "select", "select_one"]
-
 
 def as_list(value: str | Sequence[str] | None) -> list[str]:
     """Return no, one or several names as a list."""

@@ -21,17 +21,6 @@ from modularml.errors import DataError, UnknownNameError
 from modularml.predicates.compare import by_meaning
 from modularml.splitters.dealing import factorise
 
-__all__ = [
-    "MASK",
-    "Grouping",
-    "check_lengths",
-    "fill_value",
-    "from_columns",
-    "from_frame",
-    "masks_of",
-    "ordered_rows",
-]
-
 
 def from_columns(
     data: Mapping[str, Any],

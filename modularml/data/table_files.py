@@ -13,20 +13,6 @@ import pyarrow as pa
 from modularml._warning import warn
 from modularml.errors import DataError, expect
 
-__all__ = [
-    "FilePaths",
-    "cast_column",
-    "check_file_names",
-    "common_type",
-    "file_stem",
-    "files_of",
-    "natural",
-    "readable",
-    "stored_type",
-    "taken_error",
-]
-
-
 FilePaths = str | Path | Sequence[str | Path]
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")

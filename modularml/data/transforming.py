@@ -24,17 +24,6 @@ from modularml.data.sources import check_lengths
 from modularml.errors import ConfigError, DataError, ScalerError, ShapeError, UnknownNameError
 from modularml.scalers.scaler import Scaler
 
-__all__ = [
-    "fit_transform",
-    "iter_scalers_on_cols",
-    "newest_of",
-    "scaled",
-    "transform_new",
-    "undo_all_transforms",
-    "undo_last_transform",
-    "unscale_data_for_cols",
-]
-
 
 def fit_transform(
     self: Any,

@@ -18,8 +18,6 @@ from modularml.data.rows import Rows
 from modularml.data.selectors import as_list
 from modularml.errors import DataError, expect
 
-__all__ = ["FeatureSetView"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FeatureSetView(Rows["FeatureSetView"]):

@@ -21,8 +21,6 @@ from modularml.data.selectors import as_list, newest, select, select_one
 from modularml.data.sources import MASK, fill_value, from_columns, ordered_rows
 from modularml.errors import ConfigError, DataError
 
-__all__ = ["raw_columns", "windows"]
-
 SOURCE, START, STOP, SERIES = "window_source", "window_start", "window_stop", "window_series"
 _TARGETS = ("series", "last", "window")
 

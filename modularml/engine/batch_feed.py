@@ -37,8 +37,6 @@ from modularml.graph.segment import InputSlot
 from modularml.samplers import EpochBatches
 from modularml.training import AppliedLoss
 
-__all__ = ["BatchFeed"]
-
 
 class BatchFeed:
     """Yields the steps of a phase, with their tensors filled in.

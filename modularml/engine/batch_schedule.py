@@ -23,17 +23,6 @@ from modularml.graph.plan import StepPlan
 from modularml.samplers import EpochBatches
 from modularml.training import AppliedLoss
 
-__all__ = [
-    "AlternatingBatches",
-    "BatchRows",
-    "BatchSchedulingPolicy",
-    "check_limit",
-    "check_over_batch",
-    "limited",
-    "schedule",
-    "share",
-]
-
 
 class BatchSchedulingPolicy(enum.Enum):
     """Which batches of several samplers make one step.

@@ -27,8 +27,6 @@ from modularml.samplers.base import batch_views
 from modularml.samplers.batching import DEFAULT
 from modularml.training import AppliedLoss
 
-__all__ = ["Bound", "InputBinding", "bind", "binding_for", "roles_of"]
-
 
 @dataclass(frozen=True)
 class InputBinding(Configurable):

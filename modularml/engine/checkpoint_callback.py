@@ -14,14 +14,6 @@ from modularml.engine.run_state import phase_state
 from modularml.errors import ConfigError
 from modularml.io.names import check_label, folder_at, inside
 
-__all__ = [
-    "CheckpointCallback",
-    "ExperimentCheckpointCallback",
-    "checkpoint_folder",
-    "is_greater_better",
-    "reserve_folder",
-]
-
 _LAST = 1_000_000
 _SUFFIX = ".ckpt.mml"
 

@@ -15,8 +15,6 @@ from modularml.engine.callback import PHASE_HOOKS
 from modularml.errors import ConfigError
 from modularml.io.names import is_label
 
-__all__ = ["Checkpointing"]
-
 PHASE_SAVE_ON = frozenset(hook.removeprefix("on_") for hook in PHASE_HOOKS[:-1])
 EXPERIMENT_SAVE_ON = frozenset({"phase_start", "phase_end", "group_start", "group_end"})
 _FIELD = re.compile(r"\{([^{}]*)\}")

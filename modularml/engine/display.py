@@ -11,8 +11,6 @@ from modularml.errors import UnknownNameError
 from modularml.progress import IN_NOTEBOOK, NO_BAR, Bar, bar
 from modularml.results.phase_results import PhaseResults
 
-__all__ = ["BatchBars", "Display", "check_flags"]
-
 BatchBars = Callable[[int, int], AbstractContextManager[Bar]]
 _SOON = 0.5  # seconds until a nested bar appears
 

@@ -16,15 +16,6 @@ from typing import Any, Self
 
 from modularml.engine.callback import Callback
 
-__all__ = [
-    "Interruption",
-    "Signals",
-    "exit_on_signals",
-    "is_interruption",
-    "shared_signals",
-    "stop_thread",
-]
-
 _AFTER_ALL = 1_000_001
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _SIGNALS = (signal.SIGINT, *_ENDS)

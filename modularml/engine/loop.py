@@ -25,15 +25,6 @@ from modularml.progress import Bar
 from modularml.results.phase_results import PhaseResults
 from modularml.results.recording import Recorder, ResultRecording
 
-__all__ = [
-    "EpochOverError",
-    "RunningEpoch",
-    "batch_runner",
-    "phase_epochs",
-    "run_batches",
-    "run_phase",
-]
-
 
 class EpochOverError(Exception):
     """Raised by a step to skip the rest of its epoch."""

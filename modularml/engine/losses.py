@@ -20,8 +20,6 @@ from modularml.results.metric_store import compact
 from modularml.results.phase_results import PhaseResults
 from modularml.training import Loss
 
-__all__ = ["check_means", "log_losses"]
-
 
 def check_means(feed: BatchFeed, ctx: ExecutionContext, several: bool = True) -> bool:
     """Warn of losses averaged over batches that are not means over samples.

@@ -17,22 +17,6 @@ from modularml.results.scores import greater_is_better
 from modularml.training import Optimizer
 from modularml.training.schedule import main_of
 
-__all__ = [
-    "LRSchedulerCallback",
-    "base_name",
-    "begin_schedules",
-    "check_length",
-    "check_lengths",
-    "check_logged",
-    "check_monitors",
-    "declare_logs",
-    "direction",
-    "loggers_of",
-    "lr_scheduler_callbacks",
-    "monitors_of",
-    "schedules_of",
-]
-
 
 def base_name(monitor: str) -> str:
     """Return the name of a metric without its role or group."""

@@ -19,16 +19,6 @@ from modularml.io.randomness import random_states, set_random_states
 from modularml.results.phase_results import PhaseResults
 from modularml.results.recording import ResultRecording
 
-__all__ = [
-    "RunState",
-    "RunnablePhase",
-    "phase_state",
-    "restored_on_error",
-    "restored_on_exit",
-    "samplers_and_callbacks",
-    "set_phase_state",
-]
-
 
 @dataclass(eq=False)
 class RunState:

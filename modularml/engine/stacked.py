@@ -31,8 +31,6 @@ from modularml.io.randomness import (
     set_random_states,
 )
 
-__all__ = ["SideBySide", "pays"]
-
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 2**17

@@ -27,16 +27,6 @@ from modularml.results.intervals import (
     split_conformal,
 )
 
-__all__ = [
-    "calibrated_bounds",
-    "calibration_rows",
-    "check_names",
-    "check_unseen",
-    "check_unseen_table",
-    "known_targets",
-    "warn_if_selected",
-]
-
 CALIBRATION = "calibration"
 """Split that is used if no calibration rows are given."""
 

@@ -39,8 +39,6 @@ from modularml.phases.group import PhaseGroup, absent_classes
 from modularml.phases.phase import ExperimentPhase
 from modularml.phases.train_eval import TrainPhase
 
-__all__ = ["ExperimentCheckpoints"]
-
 _SUFFIX = ".ckpt.mml"
 
 

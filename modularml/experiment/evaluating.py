@@ -35,18 +35,6 @@ from modularml.results.scoring import (
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "check_targets",
-    "check_units",
-    "compared_rows",
-    "evaluate",
-    "permuted_parts",
-    "report_learned_rows",
-    "score_table",
-    "scored_predictions",
-    "split_rows",
-]
-
 
 def evaluate(
     graph: ModelGraph,

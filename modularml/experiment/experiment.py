@@ -30,8 +30,6 @@ from modularml.phases.phase import ExperimentPhase, all_of
 from modularml.results.group_results import PhaseGroupResults
 from modularml.results.recording import ResultsConfig, ResultsStorage
 
-__all__ = ["Experiment", "SeedWarning"]
-
 
 class SeedWarning(UserWarning):
     """A seed was set after the weights of a model were drawn."""

@@ -34,20 +34,6 @@ from modularml.results.stored_results import (
     unpacked_steps,
 )
 
-__all__ = [
-    "HistoryLog",
-    "packed_history",
-    "packed_metrics",
-    "packed_result",
-    "packed_run",
-    "read_files",
-    "read_history",
-    "read_random_states",
-    "result_class",
-    "unpacked_history",
-]
-
-
 _RESULTS = {cls.__name__: cls for cls in (PhaseResults, TrainResults, EvalResults, FitResults)}
 
 

@@ -12,8 +12,6 @@ from modularml.io.values import IfPlain
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase
 
-__all__ = ["PlanState"]
-
 Plan = PhaseGroup | ExperimentPhase
 
 

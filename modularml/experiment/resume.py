@@ -24,8 +24,6 @@ from modularml.io.values import IfPlain
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase
 
-__all__ = ["config_hash", "described_run", "earlier_hashes", "resume_from"]
-
 
 def config_hash(
     experiment: Any,

@@ -42,8 +42,6 @@ from modularml.results.phase_results import PhaseResults
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ExperimentRun", "History", "Runner", "stream_events"]
-
 
 def stream_events(
     experiment: Any, phase: ExperimentPhase, flags: dict[str, Any]

@@ -30,8 +30,6 @@ from modularml.phases.train_eval import EvalPhase, TrainPhase
 if TYPE_CHECKING:
     from modularml.data.featureset import FeatureSet
 
-__all__ = ["RunAudit", "Use", "plan_audit", "plan_leaks", "quick_audit"]
-
 
 _CHOOSING = re.compile("train|fit|val|dev|stop|tune|watch")
 _WORDS = {

@@ -30,8 +30,6 @@ from modularml.io.inspection import inspect
 from modularml.phases.group import callback_from, plan_from
 from modularml.results.recording import ResultsConfig
 
-__all__ = ["ExperimentFiles"]
-
 _OPTIONS = ("audit", "seed", "deterministic", "results_config")
 
 

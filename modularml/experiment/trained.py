@@ -35,8 +35,6 @@ from modularml.results.scores import Meaning, Metrics, axis_of_score, name_of_sc
 from modularml.results.scores import greater_is_better as direction_of
 from modularml.results.scoring import Reduce
 
-__all__ = ["TrainedGraph"]
-
 
 class TrainedGraph:
     """What is done with the trained graph of an experiment; nothing is trained or changed."""

@@ -23,8 +23,6 @@ from modularml.graph.node_graph import id_among
 from modularml.graph.topology import backends_of
 from modularml.models.base import Place
 
-__all__ = ["build_nodes", "columns_shape", "input_shapes", "output_shape", "ready"]
-
 
 def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = False) -> bool:
     """Build nodes in order, each for the shapes of its inputs.

@@ -20,15 +20,6 @@ from modularml.errors import DataError, GraphError
 from modularml.graph.node import ComputeNode
 from modularml.graph.relations import Meeting, check_side_by_side
 
-__all__ = [
-    "call_directly",
-    "call_model",
-    "check_cast",
-    "column_dtypes",
-    "may_change",
-    "of_one_framework",
-]
-
 
 def call_directly(
     node: ComputeNode, given: Sequence[Any], compute: Callable[[list[Any]], Any]

@@ -43,8 +43,6 @@ from modularml.graph.weighted_node import (
 )
 from modularml.training import AppliedLoss
 
-__all__ = ["Compiler"]
-
 
 class Compiler(LossReader):
     """Resolves nodes and losses into a plan.

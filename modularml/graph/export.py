@@ -31,8 +31,6 @@ from modularml.graph.plan import StepPlan
 from modularml.graph.predict import Prediction, predictions
 from modularml.io.atomic import check_free, write_file
 
-__all__ = ["export"]
-
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 ROWS = 256
 """Most rows of a FeatureSet that a file is compared with `predict` on."""

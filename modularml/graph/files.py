@@ -27,22 +27,6 @@ from modularml.graph.steps import GraphSteps
 from modularml.io import limits
 from modularml.io.artifact import Contents, YamlMixin, read_artifact, write_artifact
 
-__all__ = [
-    "ContextYaml",
-    "attach_rows",
-    "check_storable",
-    "check_ties",
-    "file_backends",
-    "file_state",
-    "graph_from",
-    "read_graph",
-    "set_file_state",
-    "use_ids",
-    "use_sets",
-    "warn_of_stored_rows",
-    "write_graph",
-]
-
 
 class ContextYaml(YamlMixin):
     """YAML of objects that refer to nodes, by label, resolved in the active context."""

@@ -24,17 +24,6 @@ from modularml.graph.calling import check_cast, may_change
 from modularml.graph.plan import StepPlan
 from modularml.graph.segment import InputSlot, converted
 
-__all__ = [
-    "column_tensor",
-    "fill",
-    "frozen_outputs",
-    "mean_one",
-    "not_finite",
-    "pieces",
-    "run_step",
-    "stacked",
-]
-
 CHUNK_BYTES = 4 * 2**20
 BLOCK_ROWS = 2**16
 """Rows of columns that are stacked at once."""

@@ -16,8 +16,6 @@ from modularml.data.ids import id_texts, make_ids
 from modularml.data.schema import SAMPLE_UUIDS
 from modularml.data.view import FeatureSetView
 
-__all__ = ["LearnedRows", "fit_rows_of", "leakage_message"]
-
 SKETCH = 20_000
 """Maximum number of content hashes stored per FeatureSet: the smallest ones."""
 

@@ -19,17 +19,6 @@ from modularml.training import AppliedLoss
 from modularml.training.applied import weigh, weigh_steps
 from modularml.training.loss_kinds import LAST_AXIS_MEANS
 
-__all__ = [
-    "Padding",
-    "check_call",
-    "check_unpadded",
-    "check_values",
-    "mean_over_samples",
-    "misfit",
-    "padding_of",
-    "squeezed",
-]
-
 
 class Padding(NamedTuple):
     """Padded columns that a loss reads.

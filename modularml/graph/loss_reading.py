@@ -58,8 +58,6 @@ from modularml.training.loss_kinds import (
     TAKES_SHARES,
 )
 
-__all__ = ["LossReader", "Read"]
-
 
 class Read(NamedTuple):
     """One input of a loss: outputs of a node, or columns."""

@@ -20,8 +20,6 @@ from modularml.errors import ConfigError, GraphError, ShapeError, UnknownNameErr
 from modularml.graph.calling import call_directly, of_one_framework
 from modularml.graph.node import ComputeNode, UpstreamLike, as_reference
 
-__all__ = ["MergeNode", "MergeStrategy", "StrategyType", "one_of", "side_by_side"]
-
 
 class MergeStrategy(enum.Enum):
     """How values of several inputs are merged, other than by concatenation."""

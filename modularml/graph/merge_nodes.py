@@ -23,16 +23,6 @@ from modularml.graph.merge import (
 )
 from modularml.graph.node import UpstreamLike
 
-__all__ = [
-    "ConcatNode",
-    "FlattenNode",
-    "FunctionNode",
-    "MeanNode",
-    "PadMode",
-    "SumNode",
-    "function_registry",
-]
-
 
 class FlattenNode(MergeNode):
     """Flatten each sample into one row; columns of different shapes are concatenated.

@@ -38,8 +38,6 @@ from modularml.io.artifact import read_artifact
 from modularml.training import AppliedLoss, Optimizer
 from modularml.viz import Diagram
 
-__all__ = ["ModelGraph"]
-
 
 class ModelGraph(GraphSteps, ContextYaml, Configurable, Stateful):
     """A directed acyclic graph of nodes, trained and run as one.

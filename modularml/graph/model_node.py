@@ -35,8 +35,6 @@ from modularml.models.base import BaseModel
 from modularml.models.layered import wrap_model
 from modularml.training import AppliedLoss, Optimizer
 
-__all__ = ["ModelNode"]
-
 Pairing: TypeAlias = tuple[tuple[str, ...], bool, tuple[str, ...]]
 """Columns that a loss compares outputs with, whether these are class scores, and what each block
 of outputs predicts."""

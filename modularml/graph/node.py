@@ -22,8 +22,6 @@ from modularml.data.references import (
 from modularml.data.view import FeatureSetView
 from modularml.errors import GraphError
 
-__all__ = ["ComputeNode", "GraphNode", "UpstreamLike", "as_reference"]
-
 UpstreamLike: TypeAlias = ExperimentNode | ExperimentNodeReference | str
 
 

@@ -20,8 +20,6 @@ from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.topology import ancestors, tails
 from modularml.graph.weighted_node import WeightedNode
 
-__all__ = ["NodeGraph", "id_among", "unchanged_on_error"]
-
 Wiring = dict[str, list[ExperimentNodeReference]]
 """Upstream references of nodes, by node id."""
 

@@ -25,22 +25,6 @@ from modularml.graph.topology import backends_of
 from modularml.training import AppliedLoss
 from modularml.training.loss_kinds import CLASS_INDEX, CLASS_SET, MARGINS, SHARES
 
-__all__ = [
-    "check_clear",
-    "class_labels",
-    "decoded",
-    "gives_labels",
-    "is_encoded",
-    "learned_classes",
-    "paired",
-    "pairings",
-    "scaled_target",
-    "score_names",
-    "unit_flows",
-    "unscale_outputs",
-    "unscaled_block",
-]
-
 
 def unscaled_block(undo: Callable[..., Array], parts: Array, label: tuple[int, str]) -> Array:
     """Undo the scaling of one block of outputs.

@@ -27,8 +27,6 @@ from modularml.graph.node import ComputeNode
 from modularml.graph.segment import InputSlot, Segment, StepFunction
 from modularml.training import AppliedLoss, Optimizer
 
-__all__ = ["OutputMemory", "PlanKey", "StepPlan"]
-
 
 @dataclass(frozen=True)
 class PlanKey:

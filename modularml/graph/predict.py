@@ -31,8 +31,6 @@ from modularml.graph.outputs import (
 from modularml.graph.prediction_rows import RowReader, readers_of, row_columns
 from modularml.graph.steps import GraphSteps
 
-__all__ = ["Prediction", "format_of", "predictions"]
-
 ROWS = 8192
 
 

@@ -28,8 +28,6 @@ from modularml.graph.lineage import RawColumns
 from modularml.graph.relations import links_of, meetings_of
 from modularml.graph.segment import InputSlot
 
-__all__ = ["RowReader", "readers_of", "row_columns"]
-
 
 def row_columns(readers: Mapping[str, RowReader], lead: RowReader) -> dict[str, Array]:
     """Return the ids of rows, if known, and their tags."""

@@ -21,8 +21,6 @@ from modularml.graph.lineage import lineages_of, resolve_id, source_columns_of
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss
 
-__all__ = ["Meeting", "check_side_by_side", "links_of", "meetings_of"]
-
 
 @dataclass(frozen=True)
 class Meeting:

@@ -22,17 +22,6 @@ from modularml.data.execution import WeightSource
 from modularml.data.lineage import Source
 from modularml.errors import ShapeError
 
-__all__ = [
-    "Crossing",
-    "InputSlot",
-    "LossOp",
-    "Op",
-    "Program",
-    "Segment",
-    "StepFunction",
-    "converted",
-]
-
 StepFunction: TypeAlias = Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
 
 

@@ -13,8 +13,6 @@ from modularml.graph.node_graph import NodeGraph
 from modularml.graph.weighted_node import learners, no_optimizer, nothing_learns, trainable
 from modularml.training import AppliedLoss, Loss, Optimizer
 
-__all__ = ["SharedOptimizer", "only_backend"]
-
 
 class SharedOptimizer:
     """The optimizer of a graph, if it has one, and the losses that are trained in it.

@@ -37,8 +37,6 @@ from modularml.graph.weighted_node import (
 from modularml.io.randomness import process_randomness
 from modularml.training import AppliedLoss, Optimizer
 
-__all__ = ["GraphSteps"]
-
 _MAX_PLANS = 8
 
 

@@ -24,8 +24,6 @@ from modularml.viz import Diagram, DiagramEdge, DiagramNode
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["GraphSummary", "NodeSummary", "draw", "output_shape", "shape_text", "summarize"]
-
 
 _KINDS = {"torch": "torch", "tensorflow": "tensorflow", "scikit": "sklearn"}
 

@@ -10,8 +10,6 @@ from modularml.graph.lineage import resolve_id
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 
-__all__ = ["ancestors", "backends_of", "in_segments", "readers_of", "tails"]
-
 Edges = Mapping[str, Sequence[str]]
 """Upstream nodes of each node, by id."""
 

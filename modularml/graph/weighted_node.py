@@ -19,18 +19,6 @@ from modularml.graph.node import ComputeNode
 from modularml.models.base import BaseModel, renamed_in_order
 from modularml.training import AppliedLoss, Optimizer
 
-__all__ = [
-    "Reach",
-    "WeightedNode",
-    "check_models",
-    "check_weights",
-    "fit_then_predict",
-    "is_fittable",
-    "learners",
-    "to_fit",
-    "trainable",
-]
-
 
 def trainable(nodes: Iterable[ComputeNode]) -> list[ComputeNode]:
     """Return the trainable nodes."""

@@ -26,17 +26,6 @@ from modularml.io.atomic import IN_MEMORY, Late, contents_of, write_file
 from modularml.io.jsontext import dump_json, load_json
 from modularml.io.names import check_members
 
-__all__ = [
-    "IDS",
-    "MANIFEST",
-    "Archive",
-    "archive_bytes",
-    "open_archive",
-    "read_archive",
-    "write_archive",
-]
-
-
 MANIFEST = "manifest.json"
 IDS = "ids.json"
 """Ids of one process, which are not part of an object's content id."""

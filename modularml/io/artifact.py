@@ -31,8 +31,6 @@ from modularml.io.packaged import PackagedCode, sources_of
 from modularml.io.randomness import unchanged_randomness
 from modularml.io.values import Packer, Unpacker, object_state, set_object_state
 
-__all__ = ["Contents", "Saveable", "YamlMixin", "read_artifact", "write_artifact"]
-
 CONFIG, STATE = "config.json", "state.json"
 
 RUN = ("execution_plan", "callbacks", "checkpointing", "plan", "history")

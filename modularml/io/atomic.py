@@ -21,20 +21,6 @@ import pyarrow as pa
 from modularml.errors import ConfigError, MMLError, MMLExistsError
 from modularml.io import limits
 
-__all__ = [
-    "IN_MEMORY",
-    "Late",
-    "Owned",
-    "append_file",
-    "check_free",
-    "contents_of",
-    "is_temporary",
-    "owned",
-    "temporary_folder",
-    "write_file",
-]
-
-
 try:
     import fcntl
 except ImportError:  # pragma: no cover - not on Windows

@@ -15,8 +15,6 @@ from modularml._optional import require
 from modularml._typing import Array
 from modularml.errors import ConfigError
 
-__all__ = ["booster_from", "booster_text"]
-
 XGBOOST, LIGHTGBM = "xgboost.core:Booster", "lightgbm.basic:Booster"
 _PURPOSE = "to read boosted trees"
 _MOST_GROUPS = 2**16

@@ -25,17 +25,6 @@ from modularml.config import config_registry, current_name
 from modularml.errors import MMLError
 from modularml.io import limits
 
-__all__ = [
-    "PACKAGES",
-    "Resolver",
-    "bare_name",
-    "described",
-    "home_of",
-    "known_names",
-    "names_in",
-    "source_hash",
-]
-
 PACKAGES = (
     "modularml.scalers",
     "modularml.splitters",

@@ -19,17 +19,6 @@ from modularml._typing import Array
 from modularml.errors import ConfigError
 from modularml.io.estimator_kinds import MADE_AGAIN, is_estimator
 
-__all__ = [
-    "OWNERS",
-    "check_attributes",
-    "check_estimator",
-    "check_predictor",
-    "check_tree",
-    "described",
-    "listed_base",
-]
-
-
 _MOST_AXES = 3
 _LABELS = ["O1<U0>", "U1", "b1", "f1", "i1"]
 _VALUES = {"classes_": _LABELS, "categories_": [f"[{'|'.join(_LABELS)}]"]}

@@ -11,30 +11,6 @@ import numpy as np
 from modularml._optional import require
 from modularml.errors import ConfigError
 
-__all__ = [
-    "BIRCH",
-    "CHECK_ARRAY",
-    "MADE",
-    "MADE_AGAIN",
-    "NAMED",
-    "NEIGHBOURS",
-    "PARTS",
-    "SPARSE",
-    "SPLINE",
-    "TREE",
-    "first_leaf",
-    "flattened",
-    "found_in",
-    "full_name",
-    "grown",
-    "holds_estimator",
-    "is_estimator",
-    "is_listed",
-    "parameters",
-    "parts_of",
-]
-
-
 _OF_NODES = ("threshold", "branching_factor", "is_leaf")
 _OF_PARTS = ("n_samples_", "linear_sum_", "squared_sum_", "centroid_", "sq_norm_")
 _MAX_NODE_VALUES = 2**28  # values in a node

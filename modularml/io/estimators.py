@@ -59,8 +59,6 @@ from modularml.io.estimator_kinds import (
 )
 from modularml.io.randomness import generator_from, generator_state
 
-__all__ = ["Writer", "check_parts", "learned", "relearn"]
-
 
 class Writer:
     """Writes values; repeated ones are written once and referred to by number."""

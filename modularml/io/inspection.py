@@ -17,8 +17,6 @@ from modularml.io.log import Segment, merged_runs, read_log
 from modularml.io.names import find_file
 from modularml.io.tensors import load_table, load_tensors
 
-__all__ = ["inspect", "render"]
-
 
 def inspect(path: str | Path) -> dict[str, Any]:
     """Describe the contents of a file, after the first six steps of reading.

@@ -10,8 +10,6 @@ from typing import Any
 from modularml.errors import MMLError
 from modularml.io import limits
 
-__all__ = ["dump_json", "load_json", "mapped", "with_ids", "with_labels"]
-
 
 def with_labels(tree: Any, labels: Mapping[str, str]) -> Any:
     """Return a tree whose references have current labels and no ids.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["FORMAT", "KINDS", "SCHEMA"]
-
 FORMAT = "modularml"
 SCHEMA = 1
 """The newest schema this library writes; it reads this one and every older one."""

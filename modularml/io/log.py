@@ -21,8 +21,6 @@ from modularml.io.classes import described, names_in
 from modularml.io.jsontext import dump_json, with_labels
 from modularml.io.values import Packer
 
-__all__ = ["Segment", "append_segment", "merged_runs", "new_log", "read_log"]
-
 CONFIG, STATE = "config.json", "state.json"
 _NAME = re.compile(r"history-[0-9a-f]{12}\.log\.mml")
 

@@ -11,17 +11,6 @@ from pathlib import Path
 from modularml.errors import ConfigError, MMLError, MMLNotFoundError
 from modularml.io import limits
 
-__all__ = [
-    "check_label",
-    "check_members",
-    "file_path",
-    "find_file",
-    "folder_at",
-    "inside",
-    "is_label",
-    "member_stem",
-]
-
 _PART = re.compile(r"[A-Za-z0-9._-]{1,80}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,120}")
 _DEVICES = frozenset(

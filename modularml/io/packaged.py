@@ -22,8 +22,6 @@ from modularml.io import limits
 from modularml.io.archive import Archive, open_archive
 from modularml.io.names import find_file, member_stem
 
-__all__ = ["PackagedCode", "inspect_packaged_code", "sources_of"]
-
 MAX_CODE = 2**20
 _FOLDER = "code/"
 

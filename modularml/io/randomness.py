@@ -16,24 +16,6 @@ import numpy as np
 from modularml._optional import loaded, require
 from modularml._warning import warn
 
-__all__ = [
-    "OwnRandomness",
-    "derived_seed",
-    "deterministic",
-    "drawn_seed",
-    "exclusive_randomness",
-    "generator_from",
-    "generator_state",
-    "is_seeded",
-    "one_owner",
-    "process_randomness",
-    "random_states",
-    "seed_all",
-    "seed_of_state",
-    "set_random_states",
-    "unchanged_randomness",
-]
-
 
 def random_states(*, plain: bool = True) -> dict[str, Any]:
     """Return the states of Python's and numpy's generators, and of frameworks that are loaded.

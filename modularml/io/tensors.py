@@ -17,17 +17,6 @@ from modularml._typing import Array
 from modularml.errors import MMLError
 from modularml.io import limits
 
-__all__ = [
-    "check_uncompressed",
-    "dump_table",
-    "dump_tensors",
-    "load_members",
-    "load_table",
-    "load_tensors",
-    "storable",
-]
-
-
 _NAMES = dict(
     zip(
         ("u8", "i8", "f8", "f4", "u4", "i4", "f2", "u2", "i2", "i1", "u1", "b1"),

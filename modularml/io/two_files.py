@@ -19,8 +19,6 @@ from modularml.io.jsontext import mapped
 from modularml.io.names import find_file, folder_at, member_stem
 from modularml.io.tensors import load_members, load_table, load_tensors
 
-__all__ = ["diff", "extract"]
-
 
 def extract(path: str | Path, folder: str | Path) -> list[Path]:
     """Write the contents of a file to a new folder, without building objects.

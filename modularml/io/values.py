@@ -26,8 +26,6 @@ from modularml.io import limits
 from modularml.io.names import member_stem
 from modularml.io.tensors import dump_table, dump_tensors, load_members, storable
 
-__all__ = ["IfPlain", "Packer", "Unpacker", "object_state"]
-
 
 def object_state(value: Any) -> Any:
     """Return the state of an object for a file; None without one."""

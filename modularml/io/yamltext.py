@@ -16,8 +16,6 @@ from modularml.errors import MMLError
 from modularml.io import limits
 from modularml.io.names import find_file
 
-__all__ = ["Marks", "dump_yaml", "load_marked", "load_yaml", "read_yaml"]
-
 MAX_YAML = 2**20
 
 

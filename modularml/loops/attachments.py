@@ -16,16 +16,6 @@ from modularml.loops.checks import length_of
 from modularml.loops.runner import Event, Listeners, State, look_up
 from modularml.progress import tqdm_class
 
-__all__ = [
-    "Attachment",
-    "EpochTimer",
-    "LambdaReducer",
-    "MeanReducer",
-    "ProgressBar",
-    "SumReducer",
-    "accumulate",
-]
-
 logger = logging.getLogger(__name__)
 
 FIRST, LAST = -1, 1  # ranks before and after the user's callbacks

@@ -9,8 +9,6 @@ from typing import Any
 
 from modularml.errors import ConfigError, ShapeError
 
-__all__ = ["check_callable", "check_int", "check_module", "check_tensors", "length_of"]
-
 
 def check_callable(name: str, value: Any) -> None:
     """Refuse values that are not callable.

@@ -16,19 +16,6 @@ from modularml.progress import print_line
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "Event",
-    "Events",
-    "NotAnEventError",
-    "Stage",
-    "collect",
-    "collect_jsonl",
-    "collect_pd",
-    "number",
-    "print_keys",
-    "source",
-]
-
 
 class Event(dict[str, Any]):
     """The result of an epoch: a dict with typed common keys.

@@ -10,8 +10,6 @@ from typing import Any, TypeAlias, TypeVar, overload
 
 from modularml.errors import ConfigError, ExecutionError, UnknownNameError
 
-__all__ = ["Callback", "Event", "EventError", "Listeners", "Runner", "State", "look_up"]
-
 State: TypeAlias = dict[str, Any]
 Callback: TypeAlias = Callable[[State], Any]
 C = TypeVar("C", bound=Callback)

@@ -13,8 +13,6 @@ from modularml.errors import ConfigError
 from modularml.loops.checks import check_callable, check_int
 from modularml.loops.events import Event, Events, NotAnEventError, Stage, number, source
 
-__all__ = ["Patience", "augment", "early_stop", "ema", "pipe", "take", "tap", "tick"]
-
 
 def pipe(stream: Events, *stages: Stage) -> Iterator[dict[str, Any]]:
     """Compose stages from left to right.

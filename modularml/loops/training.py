@@ -12,9 +12,6 @@ from modularml.errors import ConfigError, DataError, LossError, ShapeError, Unkn
 from modularml.loops.checks import check_callable, check_int, check_module, check_tensors
 from modularml.loops.events import Event, NotAnEventError
 
-__all__ = ["LossShapeError", "epoch_stream", "iter_batches", "validation_loss"]
-
-
 CHUNK_BYTES = 4 * 2**20
 CHUNK_BATCHES = 1024
 FEW = 3  # batches

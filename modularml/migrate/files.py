@@ -20,9 +20,6 @@ from modularml.io.jsontext import load_json
 from modularml.io.names import check_members, find_file
 from modularml.io.tensors import check_uncompressed
 
-__all__ = ["Converted", "Version1", "convert", "read_version_1"]
-
-
 TABLE = "sample_collection.arrow"
 MAX_PLAIN = 2**28
 """Bytes up to which a member may be of any size; larger ones must not inflate by `MAX_RATIO`."""

@@ -13,9 +13,6 @@ from typing import Any, NamedTuple
 
 from modularml.errors import ConfigError, closest
 
-__all__ = ["Finding", "check", "names", "place_of", "public_names"]
-
-
 PACKAGES = ("core", "utils", "api", "transforms")
 """Packages of 1.0 below ``modularml`` that do not exist here."""
 

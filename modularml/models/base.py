@@ -18,8 +18,6 @@ from modularml.errors import ConfigError, ShapeError
 from modularml.io.artifact import Saveable
 from modularml.io.values import Packer, object_state
 
-__all__ = ["BaseModel", "Place", "check_input_shape", "check_shape", "model_registry"]
-
 model_registry: Registry[type[BaseModel]]
 
 

@@ -17,9 +17,6 @@ from modularml.config import decode, encode
 from modularml.errors import ConfigError, NotFittedError, ShapeError, UnknownNameError
 from modularml.models.base import BaseModel, check_input_shape, check_shape, check_weights
 
-__all__ = ["LayerArguments", "LayeredModel", "ModelWrapper", "arguments_of", "wrap_model"]
-
-
 _WRAPPERS = {
     Backend.TORCH: ("modularml.models.torch.wrapper", "TorchModelWrapper"),
     Backend.TENSORFLOW: ("modularml.models.tensorflow.wrapper", "TensorflowModelWrapper"),

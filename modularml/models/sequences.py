@@ -11,15 +11,6 @@ from modularml._typing import Array, Shape
 from modularml.errors import ConfigError, ShapeError
 from modularml.models.layered import LayerArguments, arguments_of
 
-__all__ = [
-    "CNNArguments",
-    "RNNArguments",
-    "SequenceArguments",
-    "TCNArguments",
-    "TransformerArguments",
-    "positions",
-]
-
 MAX_DILATED = 16
 """Maximum number of layers whose dilation doubles with each."""
 

@@ -36,8 +36,6 @@ from modularml.models.sklearn_estimators import (
     splits_by_group,
 )
 
-__all__ = ["ScikitModelWrapper"]
-
 TRAINING_MODES = ("auto", "fit", "partial_fit")
 
 

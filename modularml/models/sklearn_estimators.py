@@ -44,23 +44,6 @@ from modularml.errors import ConfigError, MMLError, ShapeError
 from modularml.io import limits
 from modularml.io.estimators import check_parts, learned, relearn
 
-__all__ = [
-    "OUTPUT_METHODS",
-    "FittedEstimator",
-    "all_labels",
-    "become",
-    "check_targets",
-    "copied_once",
-    "core",
-    "dense",
-    "fit_argument",
-    "is_supervised",
-    "known_shape",
-    "output_method",
-    "selects_by_name",
-    "splits_by_group",
-]
-
 BaseSearchCV = GridSearchCV.__base__
 """Searches over arguments of an estimator."""
 

@@ -14,14 +14,6 @@ from modularml.backends.layouts import InputShape, shapes_of
 from modularml.errors import ConfigError, ShapeError
 from modularml.models.layered import LayerArguments, arguments_of
 
-__all__ = [
-    "CategoryColumn",
-    "GaussianHeadArguments",
-    "MLPArguments",
-    "TabularArguments",
-    "embedding_width",
-]
-
 
 class MLPArguments(LayerArguments):
     """Flatten the input, then ``n_layers - 1`` hidden layers and one output layer.

@@ -14,8 +14,6 @@ from modularml.phases.phase import ExperimentPhase, PhaseOptions, bindings_from_
 from modularml.results.eval_results import FitResults
 from modularml.training import AppliedLoss
 
-__all__ = ["FitOptions", "FitPhase"]
-
 
 class FitOptions(PhaseOptions, total=False):
     """Arguments of a `FitPhase` that may be omitted."""

@@ -19,16 +19,6 @@ from modularml.phases.phase import ExperimentPhase
 from modularml.phases.train_eval import EvalOptions, EvalPhase, TrainOptions, TrainPhase
 from modularml.training import AppliedLoss
 
-__all__ = [
-    "PhaseGroup",
-    "UnavailableCallback",
-    "UnavailablePhase",
-    "absent_classes",
-    "callback_from",
-    "plan_from",
-]
-
-
 T = TypeVar("T")
 
 

@@ -33,8 +33,6 @@ from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 from modularml.viz import Diagram, DiagramEdge, DiagramNode
 
-__all__ = ["ExperimentPhase", "PhaseOptions", "all_of", "labels_of"]
-
 
 class PhaseOptions(TypedDict, total=False):
     """Arguments of every phase that may be omitted."""

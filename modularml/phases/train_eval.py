@@ -46,8 +46,6 @@ from modularml.results.scoring import Reduce, check_reduce
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 
-__all__ = ["EvalOptions", "EvalPhase", "TrainOptions", "TrainPhase"]
-
 
 class TrainOptions(PhaseOptions, total=False):
     """Arguments of a `TrainPhase` that may be omitted."""

@@ -13,8 +13,6 @@ from modularml.config import Configurable, decode
 from modularml.errors import ConfigError
 from modularml.predicates.compare import Mask
 
-__all__ = ["And", "Not", "Or", "Predicate"]
-
 
 class Predicate(Configurable, ABC):
     """A condition on one column that can be stored with a split and read again.

@@ -16,8 +16,6 @@ from modularml._optional import require
 from modularml._typing import Array
 from modularml.errors import DataError
 
-__all__ = ["Mask", "by_meaning", "column", "compare", "is_missing", "is_null", "member"]
-
 
 def by_meaning(name: str | None, values: Array, error: type[Exception]) -> Array:
     """Return values that sort by what they mean.

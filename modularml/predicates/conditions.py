@@ -21,21 +21,6 @@ from modularml.predicates.compare import (
     member,
 )
 
-__all__ = [
-    "EQ",
-    "GT",
-    "GTE",
-    "LT",
-    "LTE",
-    "NE",
-    "Between",
-    "In",
-    "IsNull",
-    "NotIn",
-    "has_naive_times",
-    "matches",
-]
-
 
 class _Comparison(Predicate):
     """A column compared with one value."""

@@ -12,8 +12,6 @@ from modularml.errors import ConfigError, DataError
 from modularml.predicates.base import Predicate
 from modularml.predicates.compare import NUMBERS, Mask, column, compare, member
 
-__all__ = ["Lambda"]
-
 MAX_LENGTH, MAX_DEPTH = 2000, 60
 
 COMPARISONS: dict[type[ast.cmpop], np.ufunc] = {

@@ -18,25 +18,6 @@ from modularml._optional import require
 from modularml.viz import Diagram
 from modularml.viz.style import GRID, INK, MUTED, PAPER, SERIES
 
-__all__ = [
-    "MISSING",
-    "Block",
-    "Code",
-    "Facts",
-    "Figure",
-    "Notes",
-    "Report",
-    "Section",
-    "Table",
-    "decimals",
-    "from_diagram",
-    "from_matplotlib",
-    "in_words",
-    "scores_in",
-    "shown",
-]
-
-
 MOST_ROWS, MOST_COLUMNS, LONGEST = 60, 24, 240
 LONGEST_CODE = 60_000
 MISSING = "–"

@@ -14,8 +14,6 @@ from modularml.data.view import FeatureSetView
 from modularml.experiment.run_audit import quick_audit
 from modularml.report.blocks import Block, Facts, Notes, Section, Table, from_diagram, shown
 
-__all__ = ["audit_notes", "featureset_sections", "group_columns"]
-
 MOST_COLUMNS, MOST_SPLITS, MOST_FINDINGS = 40, 12, 30
 
 

@@ -19,14 +19,6 @@ from modularml.results.plots import ComparedRows, plot_rows
 from modularml.results.scores import Meaning, Score, find_scores
 from modularml.results.scoring import class_numbers, lacks_target, real_steps, score_or_nan
 
-__all__ = [
-    "Compared",
-    "compared_results",
-    "intervals",
-    "plots",
-    "score_table",
-]
-
 N_RESAMPLES, N_RESAMPLES_SLOW = 1000, 200
 FEWEST = 5  # units to resample
 MOST_GROUPS, MOST_CLASSES, MOST_VALUES = 40, 40, 5_000_000

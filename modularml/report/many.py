@@ -50,14 +50,6 @@ from modularml.strategies.comparison.collection import ExperimentCollection
 from modularml.strategies.cv_results import CVResults
 from modularml.strategies.sweeps.results import Kind, SweepResults
 
-__all__ = [
-    "collection_sections",
-    "cv_sections",
-    "loaded_source",
-    "report_of",
-    "sweep_sections",
-]
-
 
 def loaded_source(source: Any, options: Options, load: Any) -> tuple[Any, Options]:
     """Return a result, and what `inspect` says of its file; files are loaded."""

@@ -42,19 +42,6 @@ from modularml.results.scores import Meaning
 from modularml.strategies.comparison.config_paths import config_by_path, config_of
 from modularml.viz.curves import loss_curves, series
 
-__all__ = [
-    "Options",
-    "environment",
-    "evaluations",
-    "experiment_sections",
-    "graph_section",
-    "phase_results",
-    "phase_table",
-    "reproduction",
-    "result_sections",
-    "rows_section",
-]
-
 MOST_PHASES, MOST_CURVES = 12, 14
 PACKAGES = ("torch", "tensorflow", "keras", "sklearn", "numpy", "pandas", "pyarrow", "scipy")
 _NAMES = {"sklearn": "scikit-learn"}

@@ -37,8 +37,6 @@ from modularml.results.scoring import (
     target_steps,
 )
 
-__all__ = ["EvalResults", "FitResults", "by_column", "output_labels"]
-
 Reducer = Literal["mean", "sum"]
 
 

@@ -14,8 +14,6 @@ from modularml.results.eval_results import EvalResults, FitResults
 from modularml.results.phase_results import PhaseResults, TrainResults
 from modularml.viz.curves import series as draw_series
 
-__all__ = ["PhaseGroupResults"]
-
 T = TypeVar("T")
 
 

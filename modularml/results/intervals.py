@@ -14,19 +14,6 @@ import pandas as pd
 from modularml._typing import Array, IntArray
 from modularml.errors import ConfigError, DataError
 
-__all__ = [
-    "Bounds",
-    "Method",
-    "check_level",
-    "cv_plus",
-    "in_columns",
-    "per_group",
-    "quantile_bounds",
-    "quantile_conformal",
-    "residuals_of",
-    "split_conformal",
-]
-
 Bounds: TypeAlias = tuple[Array, Array]
 """Lower and upper bounds, each of shape (n, k)."""
 Method: TypeAlias = Literal["auto", "split", "cv+", "quantiles"]

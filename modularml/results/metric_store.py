@@ -14,16 +14,6 @@ from modularml._typing import Array, IntArray
 from modularml.errors import ConfigError, MetricNotLoggedError, closest
 from modularml.results.series import AxisSeries, Values
 
-__all__ = [
-    "ArtifactResult",
-    "CallbackResult",
-    "MetricEntry",
-    "MetricResult",
-    "MetricStore",
-    "PayloadResult",
-    "compact",
-]
-
 
 @dataclass
 class CallbackResult:

@@ -28,8 +28,6 @@ from modularml.results.step_log import StepLog
 from modularml.viz.curves import panels
 from modularml.viz.style import plain
 
-__all__ = ["PhaseResults", "TrainResults"]
-
 T = TypeVar("T")
 Domain = Literal["outputs", "targets", "tags", "sample_uuids", "mask"]
 

@@ -32,9 +32,6 @@ from modularml.viz.curves import bars
 from modularml.viz.predictions import confusion_matrix, parity, residuals
 from modularml.viz.style import plain
 
-__all__ = ["ComparedRows", "ImportanceTable", "ScoreTable", "classifies", "plot_rows"]
-
-
 OF_NUMBERS: dict[str, Callable[..., Any]] = {"parity": parity, "residuals": residuals}
 OF_CLASSES: dict[str, Callable[..., Any]] = {
     "confusion": confusion_matrix,

@@ -18,8 +18,6 @@ from modularml.io.names import folder_at
 from modularml.results.phase_results import PhaseResults
 from modularml.results.step_log import EpochSteps, StepLog
 
-__all__ = ["Recorder", "ResultRecording", "ResultsConfig", "ResultsStorage"]
-
 
 class ResultsConfig(Configurable):
     """Where the recorded outputs of an experiment are stored.

@@ -14,22 +14,6 @@ from modularml._typing import Array
 from modularml.backends import adapter_for
 from modularml.errors import ConfigError, ModularMLError, UnknownNameError, expect
 
-__all__ = [
-    "Meaning",
-    "Metrics",
-    "Score",
-    "as_probabilities",
-    "axis_of_score",
-    "concordance_index",
-    "default_score",
-    "find_score",
-    "find_scores",
-    "greater_is_better",
-    "name_of_score",
-    "risk_concordance_index",
-    "scores_by_name",
-]
-
 
 def concordance_index(true: Array, out: Array) -> float:
     """Return Harrell's concordance index of predicted times.

@@ -15,22 +15,6 @@ from modularml.data.execution import ExecutionContext
 from modularml.errors import ConfigError, DataError, ShapeError
 from modularml.results.scores import Score, squeezed
 
-__all__ = [
-    "Reduce",
-    "Replicates",
-    "ScoredGroup",
-    "aggregated",
-    "blanked",
-    "check_reduce",
-    "class_numbers",
-    "lacks_target",
-    "logged_scores",
-    "real_steps",
-    "score_groups",
-    "score_or_nan",
-    "target_steps",
-]
-
 
 class ScoredGroup(NamedTuple):
     """One score of all rows, or of the rows of one group.

@@ -12,8 +12,6 @@ from modularml._typing import Array, IntArray
 from modularml.errors import DataError, UnknownNameError
 from modularml.viz.curves import series as draw_series
 
-__all__ = ["AxisSeries", "Number", "Values"]
-
 T = TypeVar("T")
 Key = tuple[Any, ...]
 

@@ -22,8 +22,6 @@ from modularml.io.tensors import dump_table, dump_tensors, storable
 from modularml.results.metric_store import compact
 from modularml.results.series import AxisSeries, Values
 
-__all__ = ["EpochSteps", "StepLog"]
-
 
 class _Steps(Sequence[ExecutionContext]):
     """Steps by position."""

@@ -22,21 +22,6 @@ from modularml.results.metric_store import CallbackResult, MetricStore
 from modularml.results.phase_results import PhaseResults
 from modularml.results.step_log import EpochSteps, StepLog, numbers_of
 
-__all__ = [
-    "Layouts",
-    "PackedLayout",
-    "narrow",
-    "packed_callbacks",
-    "packed_layout",
-    "packed_logs",
-    "packed_steps",
-    "unpacked_callbacks",
-    "unpacked_layout",
-    "unpacked_logs",
-    "unpacked_steps",
-]
-
-
 PackedLayout = Callable[[Layout], Any]
 """Maps a layout to plain data, or to the index under which it is stored."""
 

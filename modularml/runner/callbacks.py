@@ -20,8 +20,6 @@ from modularml.io.atomic import write_file
 from modularml.loops.attachments import accumulate
 from modularml.loops.runner import State, look_up
 
-__all__ = ["checkpoint", "maybe_stop_early", "read_saved", "save", "write_safely"]
-
 
 def maybe_stop_early(
     patience: int = 5, *, check: str = "better", counter: str = "_counter"

@@ -33,8 +33,6 @@ from modularml.samplers.batching import (
 from modularml.splitters.base import check_bins
 from modularml.splitters.dealing import binned
 
-__all__ = ["BaseSampler", "check_known", "sampler_registry"]
-
 
 class BaseSampler(Configurable, Stateful, Saveable, ABC):
     """Turn rows into batches of indices, which follow from (seed, epoch) alone.

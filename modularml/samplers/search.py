@@ -15,9 +15,6 @@ from modularml.config import Configurable
 from modularml.errors import ConfigError
 from modularml.progress import bar
 
-__all__ = ["Partners", "Rule", "SimilarityCondition", "find_partners", "pair_weights"]
-
-
 FALLBACK = 0.1
 """Weight of a pair that fails in mode ``binary`` with ``allow_fallback``."""
 

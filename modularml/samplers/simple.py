@@ -14,8 +14,6 @@ from modularml.errors import DataError
 from modularml.samplers.base import BaseSampler, check_known, sampler_registry
 from modularml.samplers.batching import DEFAULT, EpochBatches
 
-__all__ = ["SimpleSampler"]
-
 
 class SimpleSampler(BaseSampler):
     """Batches of every row once per epoch, or of rows drawn by weight.

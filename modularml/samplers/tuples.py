@@ -25,8 +25,6 @@ from modularml.samplers.search import (
     pair_weights,
 )
 
-__all__ = ["NSampler", "PairedSampler", "TripletSampler"]
-
 ANCHOR = "anchor"
 _SEARCHED = {"_candidates", "_anchors"}
 Conditions = Mapping[str, SimilarityCondition]

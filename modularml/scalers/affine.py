@@ -21,20 +21,6 @@ from modularml.config import config_registry
 from modularml.errors import ConfigError
 from modularml.io.estimator_kinds import parameters
 
-__all__ = [
-    "AFFINE",
-    "ENCODERS",
-    "OWN",
-    "SKLEARN",
-    "AffineScaler",
-    "MinMaxScaler",
-    "StandardScaler",
-    "affine_class",
-    "resolve",
-    "scaler_registry",
-]
-
-
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 

@@ -12,8 +12,6 @@ from modularml._typing import Array
 from modularml.config import Configurable, Stateful
 from modularml.errors import NotFittedError, ScalerError, ShapeError, UnknownNameError
 
-__all__ = ["BaseScaler", "NoInverseError", "as_numbers", "as_table"]
-
 
 class NoInverseError(ScalerError, NotImplementedError):
     """A scaler has no inverse, or none without facts about each row."""

@@ -12,8 +12,6 @@ from modularml.errors import ConfigError, ScalerError, ShapeError
 from modularml.scalers.base import BaseScaler, as_numbers
 from modularml.scalers.scaler import Scaler
 
-__all__ = ["Absolute", "Negate", "PerSampleMinMaxScaler", "PerSampleZeroStart", "SegmentedScaler"]
-
 
 class PerSampleZeroStart(BaseScaler):
     """Subtract each row's first value that is not NaN, so that the row starts at zero.

@@ -13,8 +13,6 @@ from modularml._typing import Array, Shape
 from modularml.config import Configurable
 from modularml.errors import ShapeError, expect
 
-__all__ = ["Flattening", "flatten"]
-
 _AXES = "an axis number, or a tuple of them"
 
 

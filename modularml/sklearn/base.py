@@ -40,8 +40,6 @@ from modularml.strategies.member_predictions import NodePredictions, predict_mem
 from modularml.strategies.variants.settings import settings_of
 from modularml.strategies.variants.variant import changed_experiment
 
-__all__ = ["Build", "ExperimentEstimator"]
-
 Build = Callable[..., Experiment]
 
 SETTINGS = ("graph", "nodes", "phases", "losses", "callbacks")

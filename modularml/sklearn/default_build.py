@@ -13,8 +13,6 @@ from modularml.graph import ModelGraph, ModelNode
 from modularml.samplers import SimpleSampler
 from modularml.training import AppliedLoss, Loss, Optimizer
 
-__all__ = ["tabular_mlp"]
-
 
 def tabular_mlp(
     rows: FeatureSet,

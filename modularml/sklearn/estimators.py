@@ -17,8 +17,6 @@ from modularml.results.scores import Meaning
 from modularml.sklearn.base import Build, ExperimentEstimator
 from modularml.strategies.member_predictions import NodePredictions
 
-__all__ = ["ExperimentClassifier", "ExperimentRegressor"]
-
 OUTPUTS = ("auto", "logits", "probabilities")
 """What a node of a classifier may predict."""
 

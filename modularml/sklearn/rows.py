@@ -14,8 +14,6 @@ from modularml._typing import Array
 from modularml.data.featureset import FeatureSet
 from modularml.errors import DataError
 
-__all__ = ["GROUPS", "TARGET", "WEIGHTS", "columns_of", "featureset_of", "keys_of", "weights_of"]
-
 ARRAY, TARGET = "x", "y"
 WEIGHTS, GROUPS = "sample_weight", "groups"
 LABEL = "data"

@@ -15,16 +15,6 @@ from modularml.config import Configurable
 from modularml.errors import SplitError, UnknownNameError
 from modularml.io.artifact import Saveable
 
-__all__ = [
-    "BaseSplitter",
-    "SplitOverlapWarning",
-    "SplitRatioWarning",
-    "StrataWarning",
-    "check_bins",
-    "key_list",
-    "warn_about_overlap",
-]
-
 
 class SplitOverlapWarning(UserWarning):
     """Two parts of a split share rows."""

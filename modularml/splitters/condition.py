@@ -12,8 +12,6 @@ from modularml.errors import SplitError, expect
 from modularml.predicates import matches
 from modularml.splitters.base import BaseSplitter, warn_about_overlap
 
-__all__ = ["ConditionSplitter"]
-
 
 class ConditionSplitter(BaseSplitter):
     """Assign to each split the rows that meet its conditions.

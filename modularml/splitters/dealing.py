@@ -18,9 +18,6 @@ from modularml._warning import warn
 from modularml.errors import SplitError
 from modularml.splitters.base import StrataWarning
 
-__all__ = ["Factor", "binned", "cross", "deal", "factorise", "stratify", "warn_about_missing"]
-
-
 MAX_CELLS = 50_000_000
 """Maximum number of group-by-stratum counts in memory (8 bytes each, a few times)."""
 

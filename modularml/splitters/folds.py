@@ -18,14 +18,6 @@ from modularml.splitters.base import BaseSplitter, StrataWarning, check_bins, ke
 from modularml.splitters.dealing import Factor, cross, deal, factorise, stratify, warn_about_missing
 from modularml.splitters.random import RandomSplitter
 
-__all__ = [
-    "FoldSplitter",
-    "KFoldSplitter",
-    "LeaveOneGroupOutSplitter",
-    "ScikitSplitter",
-]
-
-
 MANY_GROUPS = 2000
 """Number of groups with strata that scikit-learn divides in 0.3 s, and slowly beyond."""
 

@@ -16,9 +16,6 @@ from modularml.errors import SplitError
 from modularml.splitters.base import BaseSplitter, SplitRatioWarning, check_bins, key_list
 from modularml.splitters.dealing import Factor, cross, deal, factorise, stratify, warn_about_missing
 
-__all__ = ["RandomSplitter", "apportion", "largest_remainder"]
-
-
 NOISE = 1e-9
 """Tolerance within which a share counts as a whole number: 0.1 * 30 is 3."""
 

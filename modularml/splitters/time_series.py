@@ -16,8 +16,6 @@ from modularml.splitters.base import key_list
 from modularml.splitters.dealing import factorise
 from modularml.splitters.folds import FoldSplitter
 
-__all__ = ["TimeSeriesSplitter"]
-
 
 class TimeSeriesSplitter(FoldSplitter):
     """Validate on consecutive stretches of time, training on earlier rows.

@@ -41,8 +41,6 @@ from modularml.viz.curves import series as draw_series
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CVResults"]
-
 
 class CVResults:
     """Results of all folds, and the errors of failed ones (`failed_folds`).

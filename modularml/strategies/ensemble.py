@@ -31,8 +31,6 @@ from modularml.strategies.variants.variant import Variant, checked_experiment
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Ensemble"]
-
 HELD_OUT = {"folds": "held_out", "bootstrap": "out_of_bag"}
 """Names of the splits of rows that a member has not learned from, without bindings."""
 

@@ -26,9 +26,6 @@ from modularml.graph.model_graph import ModelGraph
 from modularml.io.artifact import Contents, read_artifact, write_artifact
 from modularml.strategies.member_predictions import HeldOut, Members
 
-__all__ = ["EnsembleFiles"]
-
-
 _FACTS = ("label", "n", "vary", "seed", "stacked")
 
 

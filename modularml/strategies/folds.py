@@ -28,8 +28,6 @@ from modularml.splitters.base import check_bins, key_list
 from modularml.splitters.dealing import factorise
 from modularml.strategies.variants.variant import Sides, Variant
 
-__all__ = ["CVBinding", "make_bootstraps", "make_folds"]
-
 
 class CVBinding(Checked):
     """Which rows of a FeatureSet are split into folds, how, and the split names.

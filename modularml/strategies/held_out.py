@@ -38,18 +38,6 @@ from modularml.strategies.variants.variant import Plan, Variant, reads_only, var
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "At",
-    "SelectionWarning",
-    "audit_variant",
-    "check_scored_rows",
-    "compared_rows",
-    "held_out_scores",
-    "learning_inputs",
-    "logged_figures",
-    "predicted_rows",
-]
-
 
 class SelectionWarning(UserWarning):
     """An epoch or a learning rate is selected on the rows used for scores."""

@@ -21,8 +21,6 @@ from modularml.results.intervals import Bounds, in_columns, per_group, residuals
 from modularml.results.scores import Meaning, as_probabilities
 from modularml.strategies.variants.variant import Variant
 
-__all__ = ["HeldOut", "Members", "NodePredictions", "predict_members"]
-
 
 @dataclass(frozen=True, eq=False)
 class NodePredictions:

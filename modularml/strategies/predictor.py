@@ -44,8 +44,6 @@ from modularml.strategies.member_predictions import HeldOut, Members, NodePredic
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Predictor"]
-
 
 class Predictor:
     """Predicts with several trained experiments, and computes intervals and scores.

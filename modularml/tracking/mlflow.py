@@ -13,8 +13,6 @@ from modularml._optional import require
 from modularml.tracking.session import Point
 from modularml.tracking.tracker import Tracker, shown
 
-__all__ = ["MLflowTracker"]
-
 _STATUS = {"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _MOST_PARAMS, _MOST_METRICS = 100, 1000  # of one request
 _LONGEST_KEY, _LONGEST_VALUE = 250, 6000

@@ -11,8 +11,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Point", "Session", "Store"]
-
 
 class Point(NamedTuple):
     """One value of one metric: its name, value, step (the 0-based epoch) and time in seconds."""

@@ -16,8 +16,6 @@ from modularml._optional import require
 from modularml.tracking.session import Point
 from modularml.tracking.tracker import Tracker, shown
 
-__all__ = ["TensorBoardTracker"]
-
 
 class TensorBoardTracker(Tracker):
     """Log runs to folders that `TensorBoard <https://www.tensorflow.org/tensorboard>`_ reads.

@@ -24,8 +24,6 @@ from modularml.strategies.comparison.config_paths import config_by_path, config_
 from modularml.strategies.held_out import logged_figures
 from modularml.tracking.session import Session, Store
 
-__all__ = ["Tracker", "TrackingWarning"]
-
 
 class TrackingWarning(UserWarning):
     """A tracker stopped logging; the run that it logged is not affected."""

@@ -15,8 +15,6 @@ from modularml._optional import require
 from modularml.tracking.session import Point
 from modularml.tracking.tracker import Tracker
 
-__all__ = ["WandbTracker"]
-
 
 class WandbTracker(Tracker):
     """Log runs to `Weights & Biases <https://wandb.ai>`_.

@@ -22,8 +22,6 @@ from modularml.data.references import (
 from modularml.errors import ConfigError, LossError
 from modularml.training.loss import Loss
 
-__all__ = ["AppliedLoss", "LossInput", "weigh", "weigh_steps"]
-
 DOMAINS = ("outputs", "targets", "features", "tags")
 
 

@@ -15,8 +15,6 @@ from modularml.errors import ConfigError, LossError, UnknownNameError
 from modularml.io.artifact import Saveable
 from modularml.training.loss_kinds import ALIASES, ELEMENTWISE, FRAMEWORKS, NAMES, OVER_BATCH
 
-__all__ = ["Loss"]
-
 
 class Loss(Configurable, Saveable):
     """A loss function with the same semantics in every framework.

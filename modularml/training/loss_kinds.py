@@ -2,22 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "ALIASES",
-    "CLASS_INDEX",
-    "CLASS_LAST",
-    "CLASS_SET",
-    "ELEMENTWISE",
-    "FRAMEWORKS",
-    "LAST_AXIS_MEANS",
-    "MARGINS",
-    "NAMES",
-    "ONE_A_SAMPLE",
-    "OVER_BATCH",
-    "SHARES",
-    "TAKES_SHARES",
-]
-
 ALIASES = {
     "mae": "l1",
     "meanabsoluteerror": "l1",

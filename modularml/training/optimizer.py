@@ -15,8 +15,6 @@ from modularml.io.artifact import Saveable
 from modularml.training.parameters import grouped, kinds_of
 from modularml.training.schedule import LRSchedule
 
-__all__ = ["Optimizer"]
-
 
 class Optimizer(Configurable, Stateful, Saveable):
     """An optimizer by name, class or factory.

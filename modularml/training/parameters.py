@@ -7,8 +7,6 @@ from typing import Any
 
 from modularml.errors import UnknownNameError
 
-__all__ = ["grouped", "kinds_of"]
-
 
 def grouped(
     named: Mapping[str, Any], known: Sequence[str], arguments: Mapping[str, Mapping[str, Any]]

@@ -11,8 +11,6 @@ from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
 from modularml.config import Configurable
 from modularml.errors import ConfigError, UnknownNameError
 
-__all__ = ["LRSchedule", "PhaseSchedule", "main_of"]
-
 
 class PhaseSchedule:
     """A schedule of a framework after a linear warm-up, which ends with its phase.

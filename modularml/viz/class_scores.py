@@ -18,8 +18,6 @@ from modularml.viz.style import MUTED, curve_look, finish, legend, new_axes, sty
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["calibration", "precision_recall", "roc"]
-
 CHANCE: dict[str, Any] = {"color": MUTED, "linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1}
 
 

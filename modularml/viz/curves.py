@@ -30,8 +30,6 @@ from modularml.viz.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Curves", "bars", "learning_curve", "loss_curves", "panels", "series"]
-
 
 Curve: TypeAlias = Sequence[float] | Array | tuple[Sequence[Any] | Array, Sequence[float] | Array]
 Curves: TypeAlias = "Mapping[str, Curve] | pd.DataFrame | pd.Series[Any]"

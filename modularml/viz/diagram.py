@@ -33,8 +33,6 @@ from modularml.viz.style import FONT, INK, MUTED, checked_path, new_figure, save
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Diagram", "to_figure"]
-
 
 ARROWS = {
     ("solid", ""): "-->",

@@ -20,8 +20,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-__all__ = ["Layout", "Link", "Point", "Rect", "Route", "lay_out"]
-
 ORDER_SWEEPS, PLACE_SWEEPS = 8, 16
 LAYER_GAP, ITEM_GAP, LABEL_PAD = 40.0, 20.0, 6.0
 

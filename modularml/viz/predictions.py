@@ -28,8 +28,6 @@ from modularml.viz.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CROWD", "confusion_matrix", "finite_rows", "parity", "residuals"]
-
 
 SHADES = ("#F5F9FD", "#56B4E9", "#0072B2", "#00304D")
 SMALLEST, LARGEST = 2.2, 28.0  # inches of all cells in a row

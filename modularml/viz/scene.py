@@ -15,25 +15,6 @@ from modularml.errors import ConfigError, UnknownNameError
 from modularml.viz.layout import Layout, Link, Point, Rect, lay_out
 from modularml.viz.style import INK, MUTED, STOP
 
-__all__ = [
-    "STOP_WORDS",
-    "TONES",
-    "Arrow",
-    "Bar",
-    "DiagramEdge",
-    "DiagramNode",
-    "Group",
-    "Panel",
-    "Scene",
-    "Shape",
-    "Tone",
-    "Words",
-    "clean",
-    "compose",
-    "text_width",
-]
-
-
 STOP_WORDS = "gradients stop here"
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

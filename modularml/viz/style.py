@@ -18,25 +18,6 @@ from modularml.errors import ConfigError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "INK",
-    "MUTED",
-    "PAPER",
-    "SERIES",
-    "STOP",
-    "checked_path",
-    "curve_look",
-    "finish",
-    "legend",
-    "new_axes",
-    "new_figure",
-    "new_panels",
-    "plain",
-    "save_figure",
-    "spans_decades",
-    "style_axes",
-]
-
 INK = "#1B1F24"
 PAPER = "#FFFFFF"
 MUTED = "#757A82"  # readable on light and dark backgrounds

@@ -30,8 +30,6 @@ from modularml.viz.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["history", "importance", "parallel_coordinates", "slices"]
-
 SHADES = ("#0072B2", "#56B4E9", "#D9DDE3")  # best to worst
 IN_A_ROW = 4
 

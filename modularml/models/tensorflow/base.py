@@ -23,8 +23,6 @@ from modularml.io.randomness import unchanged_randomness
 from modularml.models.base import check_weights
 from modularml.models.layered import LayerArguments, LayeredModel
 
-__all__ = ["SequentialModel", "TensorflowBaseModel", "activation_layer", "by_name"]
-
 
 class TensorflowBaseModel(LayeredModel, ABC):
     """A Keras model that is built once its shapes are known.

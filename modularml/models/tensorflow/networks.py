@@ -24,17 +24,6 @@ from modularml.models.sequences import (
 from modularml.models.tabular import GaussianHeadArguments, MLPArguments, TabularArguments
 from modularml.models.tensorflow.base import SequentialModel, TensorflowBaseModel, activation_layer
 
-__all__ = [
-    "GaussianHead",
-    "SequenceModel",
-    "SequentialCNN",
-    "SequentialMLP",
-    "SequentialRNN",
-    "SequentialTCN",
-    "SequentialTransformer",
-    "TabularMLP",
-]
-
 
 def output_layers(output_shape: Shape) -> list[Any]:
     """Return a dense layer to an output shape."""

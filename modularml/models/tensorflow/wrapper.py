@@ -17,9 +17,6 @@ from modularml.errors import ConfigError
 from modularml.models.layered import ModelWrapper
 from modularml.models.tensorflow.base import TensorflowBaseModel, by_name
 
-__all__ = ["TensorflowModelWrapper", "check_recipe", "from_recipe", "to_recipe"]
-
-
 _TENSOR, _TUPLE = (None, "__keras_tensor__"), (None, "__tuple__")
 _FUNCTIONAL = ("keras.src.models.functional", "Functional")
 _LISTED = {

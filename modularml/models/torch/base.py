@@ -17,8 +17,6 @@ from modularml.errors import ConfigError
 from modularml.models.base import check_weights
 from modularml.models.layered import LayerArguments, LayeredModel
 
-__all__ = ["SequentialModel", "TorchBaseModel", "activation_layer"]
-
 
 class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
     """A torch module whose layers are built once its shapes are known.

@@ -21,18 +21,6 @@ from modularml.models.sequences import (
 from modularml.models.tabular import GaussianHeadArguments, MLPArguments, TabularArguments
 from modularml.models.torch.base import SequentialModel, TorchBaseModel, activation_layer
 
-__all__ = [
-    "GaussianHead",
-    "SequenceModel",
-    "SequentialCNN",
-    "SequentialMLP",
-    "SequentialRNN",
-    "SequentialTCN",
-    "SequentialTransformer",
-    "TabularMLP",
-    "dropout_layer",
-]
-
 
 def dropout_layer(rate: float) -> torch.nn.Module:
     """Return a dropout layer, or the identity for 0."""

@@ -17,16 +17,6 @@ from modularml.errors import ConfigError
 from modularml.models.layered import ModelWrapper
 from modularml.models.torch.base import TorchBaseModel
 
-__all__ = [
-    "TorchModelWrapper",
-    "check_size",
-    "declared_shape",
-    "from_recipe",
-    "on_meta_device",
-    "to_recipe",
-]
-
-
 _NAMES = (
     "Identity Flatten Unflatten Linear Bilinear Embedding Conv1d Conv2d Conv3d ConvTranspose1d "
     "ConvTranspose2d ConvTranspose3d MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d "

@@ -40,8 +40,6 @@ from modularml.viz.curves import series as draw_series
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ExperimentCollection"]
-
 
 class ExperimentCollection(Checked):
     """Experiments side by side: what differs, which is best, and whether that is certain.

@@ -10,8 +10,6 @@ from modularml.config import Configurable, encode
 from modularml.errors import ConfigError
 from modularml.experiment import Experiment
 
-__all__ = ["config_by_path", "config_of"]
-
 Values = Iterator[tuple[str, Any]]
 
 _NOT_SETTINGS = frozenset({"label", "node_id", "paired", "defaults", "version", "show_progress"})

@@ -31,8 +31,6 @@ from modularml.strategies.sweeps.results import SweepResults
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Member", "check_split", "evaluated", "mean_table", "members_of"]
-
 _SUFFIX = ".exp.mml"
 
 

@@ -32,8 +32,6 @@ from modularml.viz.curves import learning_curve as draw
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LearningCurve", "PermutationTest", "learning_curve", "permutation_test_score"]
-
 
 @dataclass(frozen=True)
 class LearningCurve:

@@ -34,19 +34,6 @@ from modularml.strategies.held_out import logged_figures
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "Loaded",
-    "RunFacts",
-    "comparison_table",
-    "facts_of",
-    "facts_of_file",
-    "full_name",
-    "greater_is_better",
-    "metric_names",
-    "row_key",
-    "warn_of_other_rows",
-]
-
 Loaded: TypeAlias = Experiment | ExperimentRun | CVResults | Ensemble
 RowKey: TypeAlias = tuple[int, int, int]
 Split: TypeAlias = tuple[str, str | None]

@@ -18,8 +18,6 @@ from modularml.strategies.cv_results import CVResults
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ResampledTest", "holm", "resampled_t_test", "test_table"]
-
 
 class ResampledTest(NamedTuple):
     """Result of `resampled_t_test`.

@@ -23,8 +23,6 @@ from modularml.strategies.held_out import (
 )
 from modularml.strategies.variants.variant import Plan, Variant, template_of
 
-__all__ = ["Objective", "SweepFolds", "inner_experiment", "mean_of", "plan_of"]
-
 
 class Objective(Checked):
     """A number for each trained experiment.

@@ -17,8 +17,6 @@ from modularml.viz.sweeps import history, importance, parallel_coordinates, slic
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BestTrial", "SweepResults"]
-
 Kind = Literal["history", "importance", "parallel", "slice"]
 
 

@@ -11,18 +11,6 @@ from typing import Any, TypeAlias
 
 from modularml.errors import ConfigError
 
-__all__ = [
-    "Choice",
-    "Dimension",
-    "Float",
-    "Int",
-    "as_space",
-    "choice",
-    "float_",
-    "int_",
-    "log_float",
-]
-
 PLAIN = (bool, int, float, str, type(None))
 
 

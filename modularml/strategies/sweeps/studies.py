@@ -21,24 +21,6 @@ from modularml.experiment.resume import config_hash
 from modularml.io.randomness import derived_seed
 from modularml.strategies.sweeps.space import Choice, Dimension
 
-__all__ = [
-    "ERROR",
-    "RESUMED",
-    "SECONDS",
-    "TrialQueue",
-    "check_identity",
-    "check_proposals",
-    "identity_of",
-    "importances",
-    "is_prune_request",
-    "is_pruned",
-    "open_study",
-    "register_study",
-    "report",
-    "seconds_of",
-    "storage_url",
-]
-
 ERROR, SECONDS, RESUMED = "error", "seconds", "resumed"
 """Names of attributes of trials."""
 _GRIDS = ("GridSampler", "BruteForceSampler")

@@ -44,8 +44,6 @@ from modularml.strategies.variants.runs import Jobs, Stacked, announced, check_j
 from modularml.strategies.variants.settings import check_paths
 from modularml.strategies.variants.variant import Variant, changed_experiment, template_of
 
-__all__ = ["Sweep", "TrialFailedWarning"]
-
 logger = logging.getLogger(__name__)
 
 BATCH = 8

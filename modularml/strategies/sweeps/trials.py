@@ -19,8 +19,6 @@ from modularml.strategies.sweeps.studies import TrialQueue, is_prune_request, is
 from modularml.strategies.variants.runs import Outcome, Work
 from modularml.strategies.variants.variant import Variant, template_of
 
-__all__ = ["BuiltTrials", "End", "SpaceTrials", "TrialPruning", "TrialSetup"]
-
 
 class TrialPruning(Callback):
     """Report a metric to Optuna after each epoch, and stop the phase if the pruner says so.

@@ -27,8 +27,6 @@ from modularml.errors import ConfigError
 from modularml.strategies.variants.variant import Variant
 from modularml.strategies.variants.workers import End, Job, path_or_error, run_content
 
-__all__ = ["count_jobs", "ends_on_cluster", "is_cluster", "most_jobs"]
-
 _GRACE_S = 20.0
 """How long running jobs may take to write a checkpoint and end."""
 _POLL_S = 0.25

@@ -40,18 +40,6 @@ from modularml.strategies.variants.clusters import (
 from modularml.strategies.variants.variant import Plan, Variant, template_of, variant_experiment
 from modularml.strategies.variants.workers import Job, LocalWorkers, seconds_to_start
 
-__all__ = [
-    "FoldFailedWarning",
-    "Jobs",
-    "Outcome",
-    "Search",
-    "Stacked",
-    "VariantRuns",
-    "Work",
-    "announced",
-    "check_jobs",
-]
-
 logger = logging.getLogger(__name__)
 
 Base = tuple[Experiment, Plan]

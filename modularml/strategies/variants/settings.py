@@ -21,8 +21,6 @@ from modularml.models.layered import ModelWrapper
 from modularml.phases.phase import ExperimentPhase
 from modularml.training import AppliedLoss, LRSchedule, Optimizer
 
-__all__ = ["Edits", "Setting", "check_paths", "edits_of", "settings_of"]
-
 GRAPH = 0
 """The scope of what belongs to the graph and the experiment, not to a phase."""
 

@@ -30,16 +30,6 @@ from modularml.samplers import BaseSampler
 from modularml.strategies.variants.settings import GRAPH, Edits, edits_of
 from modularml.training import Loss
 
-__all__ = [
-    "Plan",
-    "Sides",
-    "Variant",
-    "changed_experiment",
-    "checked_experiment",
-    "template_of",
-    "variant_experiment",
-]
-
 Plan = ExperimentPhase | PhaseGroup
 
 

@@ -37,17 +37,6 @@ from modularml.io.atomic import temporary_folder
 from modularml.io.randomness import unchanged_randomness
 from modularml.strategies.variants.variant import Variant
 
-__all__ = [
-    "End",
-    "Job",
-    "LocalWorkers",
-    "path_or_error",
-    "run",
-    "run_content",
-    "seconds_to_start",
-    "threads_of_each",
-]
-
 End = tuple[Variant, Callable[[], str]]
 """A finished variant, and a function that returns the path of its file or raises its error."""
 IDLE_S = 60.0
