@@ -23,7 +23,7 @@ from torch import nn
 import modularml as mm
 from benchmarks.cases import table
 from modularml.tracking import MLflowTracker, TensorBoardTracker, WandbTracker, tracker
-from modularml.tracking.session import Session
+from modularml.tracking.tracked_run import Session
 
 QUIET = {"show_training_progress": False, "show_sampler_progress": False}
 LIMIT = 1.02

@@ -26,13 +26,13 @@ BASES = {
 """Headings of methods by the class that they are inherited from; of all others, *Methods*."""
 
 MODULES = {
-    "modularml.data.transforming": "Scalers",
+    "modularml.data.featureset_scaling": "Scalers",
     "modularml.data.references": "References",
     "modularml.data.windowing": "Derived sets",
-    "modularml.data.merging": "Derived sets",
-    "modularml.data.packing": "Files",
-    "modularml.data.sections": "Files",
-    "modularml.data.joining": "Rows and splits",
+    "modularml.data.featureset_join": "Derived sets",
+    "modularml.data.featureset_packing": "Files",
+    "modularml.data.featureset_yaml": "Files",
+    "modularml.data.table_join": "Rows and splits",
     "modularml.data.display": "Summaries and audits",
     "modularml.data.audit_report": "Summaries and audits",
 }

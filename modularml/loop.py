@@ -10,7 +10,7 @@ from typing import Any
 
 from modularml.errors import ConfigError, DataError
 from modularml.loops.checks import check_int, length_of
-from modularml.loops.stages import Patience
+from modularml.loops.event_stages import Patience
 from modularml.progress import NO_BAR, bar
 
 __all__ = ["Patience", "Stream"]

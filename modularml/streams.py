@@ -16,6 +16,7 @@ An event is a dict, one an epoch. A stage takes an iterator of events and return
 Everything is lazy: an epoch is trained when its event is requested.
 """
 
+from modularml.loops.event_stages import augment, early_stop, ema, pipe, take, tap, tick
 from modularml.loops.events import (
     Event,
     NotAnEventError,
@@ -24,7 +25,6 @@ from modularml.loops.events import (
     collect_pd,
     print_keys,
 )
-from modularml.loops.stages import augment, early_stop, ema, pipe, take, tap, tick
 from modularml.loops.training import LossShapeError, epoch_stream, iter_batches, validation_loss
 
 __all__ = [

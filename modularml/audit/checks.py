@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modularml._typing import Columns
+from modularml.audit.audited_table import MAPPED, Table, is_training, pairs_of
 from modularml.audit.duplicates import duplicates, sequences
 from modularml.audit.groups import shared_groups
-from modularml.audit.preparation import (
+from modularml.audit.preprocessing import (
     prepared_before,
     target_encoding,
     target_of_neighbour,
     uncorrelated,
 )
-from modularml.audit.table import MAPPED, Table, is_training, pairs_of
 from modularml.audit.target import target_in_feature, target_in_features, target_in_id
 from modularml.audit.time import row_order, time_order
 from modularml.data.audit_report import SEVERITIES, AuditReport, Finding

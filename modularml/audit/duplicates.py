@@ -8,8 +8,14 @@ from functools import cached_property
 import numpy as np
 
 from modularml._typing import Array, IntArray
-from modularml.audit.likeness import hashes, near_by_chance, pair_of_rows, said_times, spread_ranks
-from modularml.audit.table import Column, Pair, Side, Table
+from modularml.audit.audited_table import Column, Pair, Side, Table
+from modularml.audit.similarity import (
+    hashes,
+    near_by_chance,
+    pair_of_rows,
+    said_times,
+    spread_ranks,
+)
 from modularml.data.audit_report import Finding
 from modularml.data.ids import scramble
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from modularml._typing import Array, IntArray
-from modularml.audit.likeness import ALPHA, scores, within, z_to_p
-from modularml.audit.table import Column, Pair, Side, Table, joined
+from modularml.audit.audited_table import Column, Pair, Side, Table, joined
+from modularml.audit.similarity import ALPHA, scores, within, z_to_p
 from modularml.audit.time import as_times
 from modularml.data.audit_report import Finding
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray
+from modularml.audit.audited_table import Column, Table
 from modularml.audit.groups import readings
-from modularml.audit.likeness import ALPHA, average_ranks, scatter
-from modularml.audit.table import Column, Table
+from modularml.audit.similarity import ALPHA, average_ranks, scatter
 from modularml.data.audit_report import Finding
 
 EXACT = 1e-5

@@ -10,8 +10,8 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array
-from modularml.audit.likeness import ALPHA, scores, within, z_to_p
-from modularml.audit.table import Column, Side, Table, is_training
+from modularml.audit.audited_table import Column, Side, Table, is_training
+from modularml.audit.similarity import ALPHA, scores, within, z_to_p
 from modularml.data.audit_report import Finding
 
 _NAMED = re.compile(

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 from modularml._optional import loaded, require
-from modularml.backends.options import NotStackableError, StackMember, StepOptions
+from modularml.backends.step_options import NotStackableError, StackMember, StepOptions
 from modularml.backends.tensor_operations import ModelOperations
 from modularml.errors import BackendNotSupportedError, ConfigError, UnknownNameError
 

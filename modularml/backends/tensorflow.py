@@ -24,7 +24,7 @@ from modularml.backends.base import (
 )
 from modularml.backends.fingerprint import Identity, checksum
 from modularml.backends.layouts import InputShape
-from modularml.backends.options import PLAIN, StepOptions
+from modularml.backends.step_options import PLAIN, StepOptions
 from modularml.backends.tensor_operations import PAD_MODES
 from modularml.backends.tensorflow_step import (
     ROWS,

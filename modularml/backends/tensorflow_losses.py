@@ -13,11 +13,13 @@ from typing import Any
 
 from modularml._optional import require
 from modularml._private.keras import all_layers
-from modularml.backends.distributions import QUANTILES, check_quantiles
+from modularml.backends.distribution_outputs import QUANTILES, check_quantiles
 from modularml.errors import LossError
 
 tf = require("tensorflow", purpose="to train Keras models")
 keras = require("keras", purpose="to train Keras models")
+
+__all__ = ["CLASSES", "copied", "variables_of"]
 
 
 @dataclass

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from modularml._private.keras import all_layers
 from modularml.backends.base import Compute, NotFiniteError, Step
-from modularml.backends.options import StepOptions
+from modularml.backends.step_options import StepOptions
 from modularml.backends.tensorflow_optimizers import LossScale, trained
 from modularml.errors import LossError
 

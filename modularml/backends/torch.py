@@ -21,9 +21,9 @@ from modularml.backends.base import (
     check_moments,
     classes_of,
 )
-from modularml.backends.distributions import QUANTILES, check_quantiles
-from modularml.backends.options import StackMember, StepOptions
-from modularml.backends.torch_kernels import direct_step
+from modularml.backends.distribution_outputs import QUANTILES, check_quantiles
+from modularml.backends.step_options import StackMember, StepOptions
+from modularml.backends.torch_fused_optimizers import direct_step
 from modularml.backends.torch_operations import TorchOperations
 from modularml.backends.torch_step import ExtendedStep, clip, scaler_of
 from modularml.errors import BackendNotSupportedError, DeviceError

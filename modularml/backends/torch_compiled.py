@@ -14,7 +14,7 @@ from typing import Any
 from modularml._optional import require
 from modularml._private.torch import compiled, for_each
 from modularml.backends.base import Compute
-from modularml.backends.options import NotStackableError, StackMember, StepOptions
+from modularml.backends.step_options import NotStackableError, StackMember, StepOptions
 from modularml.backends.torch_member import MemberModels, agree
 from modularml.backends.torch_tracing import lifted, traced
 

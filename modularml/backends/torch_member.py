@@ -19,7 +19,7 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._private.torch import bytes_of, global_hooks, has_weight_hooks, hooks_of, version
-from modularml.backends.options import NotStackableError, StackMember
+from modularml.backends.step_options import NotStackableError, StackMember
 from modularml.backends.torch_tracing import Dropouts
 
 torch = require("torch", purpose="to train torch models")

@@ -17,7 +17,7 @@ from modularml._typing import Array, IntArray, Shape
 from modularml.backends.fingerprint import Identity, checksum
 from modularml.backends.layouts import InputShape, arranged, is_several, shapes_of
 from modularml.backends.tensor_operations import PAD_MODES, ModelOperations, Processes
-from modularml.backends.torch_kernels import direct_forward
+from modularml.backends.torch_fused_optimizers import direct_forward
 from modularml.backends.torch_step import processes
 from modularml.errors import LossError, ShapeError
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from modularml._optional import require
 from modularml.backends.base import NotFiniteError
-from modularml.backends.options import NotStackableError, StackMember
+from modularml.backends.step_options import NotStackableError, StackMember
 from modularml.backends.torch_member import MemberModels, OwnStep, agree, differences, state_for
 from modularml.backends.torch_stacked_optimizer import StackedOptimizer, clip_members
 from modularml.backends.torch_tracing import ReplacedDropouts, traced

@@ -7,8 +7,13 @@ from typing import Any
 
 from modularml._optional import require
 from modularml._private.torch import for_each, mark_stepped
-from modularml.backends.options import NotStackableError
-from modularml.backends.torch_kernels import StackedRun, direct_step, has_states, kernel_of_all
+from modularml.backends.step_options import NotStackableError
+from modularml.backends.torch_fused_optimizers import (
+    StackedRun,
+    direct_step,
+    has_states,
+    kernel_of_all,
+)
 
 torch = require("torch", purpose="to train torch models")
 

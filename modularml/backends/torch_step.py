@@ -16,9 +16,9 @@ from typing import Any
 from modularml._optional import require
 from modularml._private.torch import for_each, multiply_by_one
 from modularml.backends.base import Compute, NotFiniteError
-from modularml.backends.options import StepOptions
+from modularml.backends.step_options import StepOptions
 from modularml.backends.tensor_operations import Processes
-from modularml.backends.torch_kernels import direct_step
+from modularml.backends.torch_fused_optimizers import direct_step
 
 torch = require("torch", purpose="to train torch models")
 

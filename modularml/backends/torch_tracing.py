@@ -9,7 +9,7 @@ from typing import Any
 
 from modularml._optional import require
 from modularml._private.torch import DispatchMode
-from modularml.backends.options import NotStackableError
+from modularml.backends.step_options import NotStackableError
 
 torch = require("torch", purpose="to train torch models")
 

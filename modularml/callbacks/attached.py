@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.engine.callback import Callback, CallbackOptions, registered
 from modularml.errors import ConfigError, expect
 from modularml.loops.attachments import Attachment

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from modularml._arguments import at_least
 from modularml.config import Configurable
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.callback import Callback, CallbackResult, MetricResult, registered
 from modularml.engine.display import Display

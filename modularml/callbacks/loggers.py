@@ -13,8 +13,8 @@ import numpy as np
 
 from modularml._arguments import at_least
 from modularml._optional import require
-from modularml.backends.options import GradientSquares
-from modularml.data.execution import ExecutionContext
+from modularml.backends.step_options import GradientSquares
+from modularml.data.execution_context import ExecutionContext
 from modularml.engine.callback import Callback, CallbackOptions, MetricResult, registered
 from modularml.errors import ConfigError
 from modularml.graph.model_node import ModelNode

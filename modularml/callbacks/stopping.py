@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, ClassVar, Literal, Unpack
 
 from modularml._warning import warn
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.engine.callback import (
     Callback,
     CallbackOptions,
@@ -21,10 +21,10 @@ from modularml.engine.callback import (
 from modularml.engine.loop import EpochOverError
 from modularml.engine.monitoring import check_logged, direction
 from modularml.errors import ConfigError, MetricNotLoggedError
-from modularml.loops.stages import Patience
+from modularml.loops.event_stages import Patience
+from modularml.results.packed_results import packed_steps, unpacked_steps
 from modularml.results.recording import ResultRecording
 from modularml.results.step_log import StepLog
-from modularml.results.stored_results import packed_steps, unpacked_steps
 
 _PATIENCE_STATE = ("mode", "best", "best_epoch", "waited")
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Unpack
 
 from modularml.backends import adapter_for
 from modularml.data.batch import as_numpy
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.engine.callback import Callback, CallbackOptions, registered
 from modularml.errors import BackendNotSupportedError, ConfigError
 from modularml.graph.model_node import ModelNode

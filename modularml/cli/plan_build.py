@@ -13,7 +13,7 @@ from modularml.cli.plan import Plan, Where, walk
 from modularml.config import decode, name_of, names_mean
 from modularml.context import ExperimentContext
 from modularml.data.featureset import FeatureSet
-from modularml.data.sections import apply_split, fit_scaler, moved, read_rows, relative
+from modularml.data.featureset_yaml import apply_split, fit_scaler, moved, read_rows, relative
 from modularml.errors import ModularMLError, NotFittedError, PlanError, UnknownNameError
 from modularml.experiment import Experiment, TrainPhase
 from modularml.io.classes import Resolver, names_in

@@ -12,7 +12,7 @@ from modularml.cli.plan_classes import ESTIMATORS, find_class
 from modularml.cli.plan_schema import VALUE, class_schema, load_classes, plan_schema
 from modularml.config import config_registry
 from modularml.data.csv_files import ENDINGS
-from modularml.data.sections import DOMAIN_KEYS, SOURCES
+from modularml.data.featureset_yaml import DOMAIN_KEYS, SOURCES
 from modularml.data.table_files import files_of
 from modularml.errors import MMLError, ModularMLError, PlanError, closest
 from modularml.io.classes import Resolver, known_names, names_in

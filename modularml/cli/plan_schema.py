@@ -23,7 +23,7 @@ from modularml.cli.plan_classes import (
 )
 from modularml.config import name_of
 from modularml.data.featureset import FeatureSet
-from modularml.data.sections import DESCRIPTIONS, DOMAIN_KEYS
+from modularml.data.featureset_yaml import DESCRIPTIONS, DOMAIN_KEYS
 from modularml.graph.node import GraphNode
 from modularml.io.classes import MODEL_PACKAGES, PACKAGES
 from modularml.scalers.scaler import Scaler

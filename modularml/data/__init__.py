@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "batch": ["Batch", "BatchView", "RoleData", "SampledView"],
         "collection": ["SampleCollection"],
-        "execution": ["ExecutionContext"],
+        "execution_context": ["ExecutionContext"],
         "featureset": ["FeatureSet"],
         "formats": ["DataFormat"],
         "references": [

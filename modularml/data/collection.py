@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray
+from modularml.data.arrow_columns import to_arrow
 from modularml.data.arrow_types import is_category, leaf_type, numpy_dtype, to_numpy, value_bytes
-from modularml.data.columns import to_arrow
 from modularml.data.formats import stack
 from modularml.data.ids import IdArray, check_ids, id_array, ids_from_texts, make_ids
-from modularml.data.mapping import Maps, release, write_columns
+from modularml.data.memory_map import Maps, release, write_columns
 from modularml.data.schema import RAW, SAMPLE_UUIDS, SampleSchema, description_of, with_metadata
 from modularml.errors import DataError, expect
 

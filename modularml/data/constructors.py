@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from modularml._typing import Array
-from modularml.data import sources
+from modularml.data import collection_building
 from modularml.data.collection import SampleCollection
 from modularml.data.csv_files import from_csv
-from modularml.data.frames import Rename, Stack, as_columns
+from modularml.data.featureset_yaml import DESCRIPTIONS, DOMAIN_KEYS, ReadFrom
+from modularml.data.input_tables import Rename, Stack, as_columns
 from modularml.data.parquet import from_parquet
 from modularml.data.schema import SampleSchema
-from modularml.data.sections import DESCRIPTIONS, DOMAIN_KEYS, ReadFrom
 from modularml.data.table_files import FilePaths
 from modularml.errors import ConfigError, expect
 
@@ -65,7 +65,9 @@ class Constructors:
             match.
         """
         columns = as_columns(data)
-        collection = sources.from_columns(columns, feature_keys, target_keys, tag_keys, mask=mask)
+        collection = collection_building.from_columns(
+            columns, feature_keys, target_keys, tag_keys, mask=mask
+        )
         return cls(label, collection, **kwargs)
 
     @classmethod
@@ -98,7 +100,7 @@ class Constructors:
         ]
         data = {key: values for part in parts for key, values in part.items()}
         keys = [list(part) for part in parts]
-        return cls(label, sources.from_columns(data, *keys, mask=mask), **kwargs)
+        return cls(label, collection_building.from_columns(data, *keys, mask=mask), **kwargs)
 
     @classmethod
     def from_pandas(
@@ -159,7 +161,7 @@ class Constructors:
             in `summary`), groups differ in length without `pad`, or a tag or a column of
             `scalar_cols` changes within a group.
         """
-        collection = sources.from_frame(
+        collection = collection_building.from_frame(
             df,
             feature_cols,
             target_cols,
@@ -189,9 +191,13 @@ class Constructors:
         chosen = [kwargs.pop(f"{name}_cols", None) for name in ("feature", "target", "tag")]
         mask = kwargs.pop("mask", None)
         if any(c is not None for c in chosen):
-            return cls(label, sources.from_columns(as_columns(table), *chosen, mask=mask), **kwargs)
+            return cls(
+                label,
+                collection_building.from_columns(as_columns(table), *chosen, mask=mask),
+                **kwargs,
+            )
         collection = SampleCollection(table, schema)
-        masks = {} if mask is None else sources.masks_of(collection, mask)
+        masks = {} if mask is None else collection_building.masks_of(collection, mask)
         if masks:
             collection = SampleCollection(collection.table, masks=masks)
         return cls(label, collection, **kwargs)

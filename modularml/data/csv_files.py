@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 
 from modularml._optional import require
 from modularml._warning import warn
+from modularml.data.arrow_columns import to_arrow
 from modularml.data.arrow_types import is_category, to_numpy
 from modularml.data.collection import SampleCollection
-from modularml.data.columns import to_arrow
+from modularml.data.collection_building import from_columns
 from modularml.data.csv_remedies import file_remedy, header_remedy, is_text, warn_about_text
 from modularml.data.formats import stack as stack_columns
-from modularml.data.frames import (
+from modularml.data.input_tables import (
     Rename,
     Stack,
     TableColumns,
@@ -32,7 +33,6 @@ from modularml.data.frames import (
     column_name,
     column_names,
 )
-from modularml.data.sources import from_columns
 from modularml.data.table_files import (
     COMPRESSED,
     FilePaths,

@@ -10,9 +10,9 @@ import numpy as np
 
 from modularml._optional import require
 from modularml.data.formats import BLOCK
-from modularml.data.mapping import release
-from modularml.data.row_records import count_by_reason, described_drops
+from modularml.data.memory_map import release
 from modularml.data.schema import DOMAINS, ColumnSpec
+from modularml.data.split_records import count_by_reason, described_drops
 from modularml.errors import ConfigError
 from modularml.viz import Diagram, DiagramEdge, DiagramNode
 

@@ -12,18 +12,25 @@ import pyarrow as pa
 from modularml._typing import IntArray
 from modularml.config import config_registry
 from modularml.context import ExperimentContext, ExperimentNode, is_run_again
-from modularml.data import audit_report, display, packing, references, sections, transforming
+from modularml.data import (
+    audit_report,
+    display,
+    featureset_packing,
+    featureset_scaling,
+    featureset_yaml,
+    references,
+)
 from modularml.data.collection import SampleCollection
 from modularml.data.constructors import Constructors
-from modularml.data.row_records import (
+from modularml.data.rows import Rows
+from modularml.data.scaling import ScalerRecord
+from modularml.data.schema import DOMAINS, RAW
+from modularml.data.split_records import (
     DroppedRows,
     SplitRecord,
     check_split_name,
     described_drops,
 )
-from modularml.data.rows import Rows
-from modularml.data.scaling import ScalerRecord
-from modularml.data.schema import DOMAINS, RAW
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError, expect
 from modularml.io.artifact import read_artifact
@@ -72,16 +79,16 @@ class FeatureSet(ExperimentNode, Constructors, Rows[FeatureSetView]):
 
     reference = references.reference
     column_reference = references.column_reference
-    fit_transform = transforming.fit_transform
-    transform_new = transforming.transform_new
-    undo_last_transform = transforming.undo_last_transform
-    undo_all_transforms = transforming.undo_all_transforms
-    iter_scalers_on_cols = transforming.iter_scalers_on_cols
-    unscale_data_for_cols = transforming.unscale_data_for_cols
+    fit_transform = featureset_scaling.fit_transform
+    transform_new = featureset_scaling.transform_new
+    undo_last_transform = featureset_scaling.undo_last_transform
+    undo_all_transforms = featureset_scaling.undo_all_transforms
+    iter_scalers_on_cols = featureset_scaling.iter_scalers_on_cols
+    unscale_data_for_cols = featureset_scaling.unscale_data_for_cols
     audit = audit_report.audit
     visualize = display.visualize
-    save = packing.save
-    to_yaml = sections.to_yaml
+    save = featureset_packing.save
+    to_yaml = featureset_yaml.to_yaml
 
     def __init__(
         self,
@@ -158,7 +165,7 @@ class FeatureSet(ExperimentNode, Constructors, Rows[FeatureSetView]):
             )
         scaled = [n for n, s in new.schema.columns.items() if s.rep != RAW]
         table = new.without_columns(scaled)
-        self._collection = transforming.scaled(table, self._scaler_records)
+        self._collection = featureset_scaling.scaled(table, self._scaler_records)
         if not self._splits:
             self._splits, self._split_records = dict(rows._splits), list(rows._split_records)
             self._dropped |= rows._dropped
@@ -338,7 +345,7 @@ class FeatureSet(ExperimentNode, Constructors, Rows[FeatureSetView]):
         ctx = ExperimentContext.get_active()
         ids = ctx.free_ids(contents.ids, overwrite=overwrite)
         with contents.building(), ctx.beside(overwrite=overwrite):
-            label, state = contents.config["label"], packing.unpacked(contents.state())
+            label, state = contents.config["label"], featureset_packing.unpacked(contents.state())
             new = cls(label, state["collection"], node_id=ids.get(label))
             new.set_state(state)
         return new

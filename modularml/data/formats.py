@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray
-from modularml.data.columns import to_arrow
+from modularml.data.arrow_columns import to_arrow
 from modularml.errors import DataError, ShapeError, UnknownNameError
 
 BLOCK = 8192

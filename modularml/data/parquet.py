@@ -14,9 +14,9 @@ import pyarrow as pa
 from modularml._optional import require
 from modularml.data.arrow_types import is_category
 from modularml.data.collection import SampleCollection
-from modularml.data.frames import Rename, Stack, TableColumns, check_stacks, column_names
-from modularml.data.mapping import Maps, write_columns
-from modularml.data.sources import from_columns
+from modularml.data.collection_building import from_columns
+from modularml.data.input_tables import Rename, Stack, TableColumns, check_stacks, column_names
+from modularml.data.memory_map import Maps, write_columns
 from modularml.data.table_files import (
     FilePaths,
     cast_column,

@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from modularml._typing import Array, Columns, IntArray
 from modularml._warning import warn
-from modularml.data import display, joining, merging, windowing
+from modularml.data import display, featureset_join, table_join, windowing
 from modularml.data.access import ColumnGetters
 from modularml.data.ids import as_positions, id_array, id_texts, ids_from_texts, positions_of
-from modularml.data.row_records import DroppedRows, SplitRecord, with_series
 from modularml.data.scaling import scaled_by
 from modularml.data.selectors import select_one
+from modularml.data.split_records import DroppedRows, SplitRecord, with_series
 from modularml.errors import ConfigError, DataError, expect
 from modularml.predicates.conditions import has_naive_times, matches
 from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter
@@ -33,8 +33,8 @@ class Rows(ColumnGetters, Generic[View]):
     """Rows of a table: what FeatureSets and views of them have in common."""
 
     windows = windowing.windows
-    join = merging.join
-    split_like = joining.split_like
+    join = featureset_join.join
+    split_like = table_join.split_like
     summary = display.summary
 
     @property

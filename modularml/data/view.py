@@ -13,9 +13,9 @@ from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data.collection import SampleCollection
 from modularml.data.display import html
 from modularml.data.ids import as_positions, as_slice
-from modularml.data.row_records import DroppedRows, described_drops
 from modularml.data.rows import Rows
 from modularml.data.selectors import as_list
+from modularml.data.split_records import DroppedRows, described_drops
 from modularml.errors import DataError, expect
 
 

@@ -12,13 +12,13 @@ import pyarrow as pa
 from modularml._arguments import at_least
 from modularml._typing import Columns, IntArray
 from modularml._warning import warn
+from modularml.data.arrow_columns import to_arrow
 from modularml.data.arrow_types import to_numpy
 from modularml.data.collection import SampleCollection
-from modularml.data.columns import to_arrow
+from modularml.data.collection_building import MASK, fill_value, from_columns, ordered_rows
 from modularml.data.ids import id_texts
 from modularml.data.schema import RAW, ColumnSpec, description_of
 from modularml.data.selectors import as_list, newest, select, select_one
-from modularml.data.sources import MASK, fill_value, from_columns, ordered_rows
 from modularml.errors import ConfigError, DataError
 
 SOURCE, START, STOP, SERIES = "window_source", "window_start", "window_stop", "window_series"

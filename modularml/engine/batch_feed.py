@@ -13,9 +13,9 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.fingerprint import Identity
-from modularml.backends.options import NotStackableError, StackMember
+from modularml.backends.step_options import NotStackableError, StackMember
 from modularml.backends.tensor_operations import Processes
-from modularml.data.execution import ExecutionContext, Layout, WeightSource
+from modularml.data.execution_context import ExecutionContext, Layout, WeightSource
 from modularml.data.ids import as_slice
 from modularml.data.lineage import Source
 from modularml.data.view import FeatureSetView
@@ -30,10 +30,16 @@ from modularml.engine.batch_schedule import (
 )
 from modularml.engine.binding import Bound, roles_of
 from modularml.errors import ConfigError, DataError
-from modularml.graph.inputs import CHUNK_BYTES, column_tensor, frozen_outputs, mean_one, pieces
+from modularml.graph.framework_segment import InputSlot
+from modularml.graph.input_tensors import (
+    CHUNK_BYTES,
+    column_tensor,
+    frozen_outputs,
+    mean_one,
+    pieces,
+)
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.model_graph import ModelGraph
-from modularml.graph.segment import InputSlot
 from modularml.samplers import EpochBatches
 from modularml.training import AppliedLoss
 

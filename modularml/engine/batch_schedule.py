@@ -19,7 +19,7 @@ from modularml.engine.binding import Bound
 from modularml.errors import ConfigError
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.model_graph import ModelGraph
-from modularml.graph.plan import StepPlan
+from modularml.graph.step_plan import StepPlan
 from modularml.samplers import EpochBatches
 from modularml.training import AppliedLoss
 

@@ -14,14 +14,14 @@ from modularml.config import Configurable
 from modularml.context import ExperimentContext
 from modularml.data.batch import BatchView
 from modularml.data.featureset import FeatureSet
-from modularml.data.joining import join, table_of
 from modularml.data.lineage import Source
 from modularml.data.references import FeatureSetReference, join_key
+from modularml.data.table_join import join, table_of
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, GraphError, SplitError, UnknownNameError, expect
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.node import ComputeNode, GraphNode
-from modularml.graph.relations import Meeting, links_of, meetings_of
+from modularml.graph.row_matching import Meeting, links_of, meetings_of
 from modularml.samplers import BaseSampler, SimpleSampler
 from modularml.samplers.base import batch_views
 from modularml.samplers.batching import DEFAULT

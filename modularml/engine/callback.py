@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeAlias, TypedDict, TypeVar
 from modularml._arguments import with_arguments_of
 from modularml._registry import Registry
 from modularml.config import Configurable, Stateful
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.results.metric_store import (
     ArtifactResult,
     CallbackResult,

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from typing import Any
 
 from modularml.backends import adapter_for
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.callback import Callback, PhaseHooks
 from modularml.engine.display import BatchBars, Display

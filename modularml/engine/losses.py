@@ -10,11 +10,11 @@ import numpy as np
 
 from modularml._typing import Array
 from modularml._warning import warn
-from modularml.data.execution import ExecutionContext, Layout
+from modularml.data.execution_context import ExecutionContext, Layout
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.run_state import RunnablePhase
 from modularml.errors import LossError, NonFiniteLossError
-from modularml.graph.inputs import not_finite
+from modularml.graph.input_tensors import not_finite
 from modularml.io.randomness import unchanged_randomness
 from modularml.results.metric_store import compact
 from modularml.results.phase_results import PhaseResults

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from modularml.backends import StepOptions
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.binding import InputBinding
 from modularml.engine.callback import Callback

@@ -18,11 +18,11 @@ from itertools import chain
 from typing import Any
 
 from modularml.backends import adapter_for
-from modularml.backends.options import NotStackableError, StackMember
-from modularml.data.execution import ExecutionContext
+from modularml.backends.step_options import NotStackableError, StackMember
+from modularml.data.execution_context import ExecutionContext
 from modularml.engine.interruption import Signals, is_interruption, shared_signals
 from modularml.engine.loop import RunningEpoch, batch_runner, run_batches
-from modularml.graph.inputs import run_step
+from modularml.graph.input_tensors import run_step
 from modularml.graph.model_node import ModelNode
 from modularml.io.randomness import (
     exclusive_randomness,

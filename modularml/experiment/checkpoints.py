@@ -16,7 +16,7 @@ from modularml.engine.checkpointing import (
     checked_checkpointing,
 )
 from modularml.errors import ConfigError, MMLKindError, MMLNotFoundError, UnknownNameError
-from modularml.experiment.history import (
+from modularml.experiment.history_files import (
     HistoryLog,
     packed_history,
     read_files,
@@ -24,7 +24,7 @@ from modularml.experiment.history import (
     read_random_states,
     unpacked_history,
 )
-from modularml.experiment.plan_state import PlanState
+from modularml.experiment.phase_states import PlanState
 from modularml.experiment.resume import described_run
 from modularml.graph.files import (
     ContextYaml,

@@ -18,10 +18,10 @@ from modularml.errors import ConfigError, DataError, ScalerError, UnknownNameErr
 from modularml.experiment.run_audit import refuse_or_warn
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.model_graph import ModelGraph
-from modularml.graph.outputs import is_encoded, learned_classes
 from modularml.graph.predict import Prediction, predictions
-from modularml.graph.prediction_rows import RowReader
-from modularml.results.plots import ComparedRows, ScoreTable, classifies
+from modularml.graph.prediction_inputs import RowReader
+from modularml.graph.unscaling import is_encoded, learned_classes
+from modularml.results.result_tables import ComparedRows, ScoreTable, classifies
 from modularml.results.scores import Meaning, Metrics, find_scores
 from modularml.results.scoring import (
     Reduce,

@@ -20,7 +20,7 @@ from modularml.errors import ConfigError
 from modularml.experiment.run import ExperimentRun, History, Runner, stream_events
 from modularml.experiment.run_audit import Mode, RunAudit
 from modularml.experiment.saving import ExperimentFiles
-from modularml.experiment.trained import TrainedGraph
+from modularml.experiment.trained_graph import TrainedGraph
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode
 from modularml.io.randomness import is_seeded, seed_all

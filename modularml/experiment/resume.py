@@ -17,7 +17,7 @@ from modularml._warning import warn
 from modularml.config import FORMER_MODULES, Configurable, encode
 from modularml.engine.checkpoint_callback import checkpoint_folder
 from modularml.errors import ConfigError, MMLError
-from modularml.experiment.plan_state import PlanState
+from modularml.experiment.phase_states import PlanState
 from modularml.io.artifact import Contents, read_artifact
 from modularml.io.jsontext import with_labels
 from modularml.io.values import IfPlain

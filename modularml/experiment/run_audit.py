@@ -14,8 +14,8 @@ import numpy as np
 from modularml._typing import IntArray
 from modularml._warning import warn
 from modularml.audit import AuditReport, AuditWarning, audit
-from modularml.audit.likeness import shared
-from modularml.audit.table import is_training
+from modularml.audit.audited_table import is_training
+from modularml.audit.similarity import shared
 from modularml.context import ExperimentContext
 from modularml.data.audit_report import Finding
 from modularml.data.featureset import FeatureSet

@@ -9,13 +9,13 @@ from typing import Any, Self
 from modularml.config import decode, encode
 from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.data.featureset import FeatureSet
-from modularml.data.packing import packed, packed_without_rows, unpacked
+from modularml.data.featureset_packing import packed, packed_without_rows, unpacked
 from modularml.errors import ConfigError
 from modularml.experiment.checkpoints import ExperimentCheckpoints
-from modularml.experiment.history import (
+from modularml.experiment.history_files import (
     unpacked_history,
 )
-from modularml.experiment.plan_state import PlanState
+from modularml.experiment.phase_states import PlanState
 from modularml.experiment.run_audit import RunAudit
 from modularml.graph.files import (
     attach_rows,

@@ -18,7 +18,7 @@ from modularml.data.references import FeatureSetReference
 from modularml.data.schema import ColumnSpec
 from modularml.errors import DataError, GraphError
 from modularml.graph.node import ComputeNode
-from modularml.graph.relations import Meeting, check_side_by_side
+from modularml.graph.row_matching import Meeting, check_side_by_side
 
 
 def call_directly(

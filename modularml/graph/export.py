@@ -14,7 +14,7 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array
 from modularml.backends import Backend
-from modularml.backends.distributions import VARIANCE
+from modularml.backends.distribution_outputs import VARIANCE
 from modularml.data.schema import RAW
 from modularml.errors import (
     BackendNotSupportedError,
@@ -26,9 +26,9 @@ from modularml.errors import (
     ScalerError,
     UnknownNameError,
 )
-from modularml.graph.outputs import scaled_target
-from modularml.graph.plan import StepPlan
 from modularml.graph.predict import Prediction, predictions
+from modularml.graph.step_plan import StepPlan
+from modularml.graph.unscaling import scaled_target
 from modularml.io.atomic import check_free, write_file
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -198,7 +198,7 @@ def _function(
     outputs: Mapping[str, tuple[int, Callable[[Any], Any]]],
 ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """Return the graph as a function of tensors by name."""
-    scaling = require("modularml.backends.torch_scaling")
+    scaling = require("modularml.backends.torch_scalers")
     transforms = {
         label: _transform(slot.source.ref.resolve(), {k for at, k in columns if at == label})
         for slot in plan.slots
@@ -232,7 +232,7 @@ def _function(
 
 def _transform(fs: Any, keys: set[str]) -> Callable[[Columns], Columns]:
     """Return the recorded scalers of a FeatureSet as a function of raw tensors by key."""
-    scaling = require("modularml.backends.torch_scaling")
+    scaling = require("modularml.backends.torch_scalers")
     records = [r for r in fs.scaler_records if set(r.keys) & keys]
     steps = [_exportable(fs, r, scaling.record_transform, scaling) for r in records]
     mask_of = {key: mask for key, mask in fs.collection.schema.masks.items() if key in keys}
@@ -248,7 +248,7 @@ def _transform(fs: Any, keys: set[str]) -> Callable[[Columns], Columns]:
 
 def _unscaling(prediction: Prediction) -> Callable[[Any], Any]:
     """Return the conversion of outputs to the units of their targets."""
-    scaling = require("modularml.backends.torch_scaling")
+    scaling = require("modularml.backends.torch_scalers")
     leaf = scaled_target(prediction.predicted)
     if leaf is None:
         return lambda values: values

@@ -13,7 +13,7 @@ from modularml.backends import BackendAdapter, adapter_for
 from modularml.config import decode
 from modularml.context import ExperimentContext
 from modularml.data.featureset import FeatureSet
-from modularml.data.packing import scalers_fingerprint, unpacked
+from modularml.data.featureset_packing import scalers_fingerprint, unpacked
 from modularml.errors import (
     ConfigError,
     MMLKindError,

@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from modularml._optional import require
 from modularml._typing import Array
+from modularml.data.arrow_columns import column_values, to_arrow
 from modularml.data.arrow_types import to_numpy
-from modularml.data.columns import column_values, to_arrow
-from modularml.data.frames import as_columns
+from modularml.data.collection_building import check_lengths
+from modularml.data.input_tables import as_columns
 from modularml.data.lineage import (
     ColumnLineage,
     Source,
@@ -24,7 +25,6 @@ from modularml.data.lineage import (
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import RAW, ColumnSpec
 from modularml.data.selectors import as_list
-from modularml.data.sources import check_lengths
 from modularml.errors import DataError, GraphError, LossError, UnknownNameError
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss, LossInput

@@ -12,8 +12,8 @@ from modularml.audit import AuditWarning
 from modularml.config import Configurable, Stateful, decode, encode
 from modularml.context import ExperimentContext
 from modularml.data.featureset import FeatureSet
+from modularml.data.featureset_packing import packed_without_rows
 from modularml.data.formats import ARRAY_FORMATS, convert_array
-from modularml.data.packing import packed_without_rows
 from modularml.data.view import FeatureSetView
 from modularml.errors import MMLKindError
 from modularml.graph.export import export

@@ -18,7 +18,7 @@ from modularml.backends.layouts import (
     shapes_of,
 )
 from modularml.config import decode, encode
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.data.lineage import ColumnLineage, MergedColumns
 from modularml.errors import (
     ConfigError,

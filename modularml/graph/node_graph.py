@@ -14,7 +14,7 @@ from modularml.data.featureset import FeatureSet
 from modularml.data.references import ExperimentNodeReference
 from modularml.data.view import FeatureSetView
 from modularml.errors import GraphError, UnknownNameError, closest
-from modularml.graph.learned import LearnedRows, fit_rows_of, leakage_message
+from modularml.graph.learned_rows import LearnedRows, fit_rows_of, leakage_message
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.topology import ancestors, tails

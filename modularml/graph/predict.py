@@ -17,7 +17,9 @@ from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
 from modularml.data.schema import RAW
 from modularml.errors import ConfigError, DataError, NotFittedError, UnknownNameError
 from modularml.graph.lineage import source_columns_of
-from modularml.graph.outputs import (
+from modularml.graph.prediction_inputs import RowReader, readers_of, row_columns
+from modularml.graph.steps import GraphSteps
+from modularml.graph.unscaling import (
     check_clear,
     class_labels,
     decoded,
@@ -28,8 +30,6 @@ from modularml.graph.outputs import (
     scaled_target,
     score_names,
 )
-from modularml.graph.prediction_rows import RowReader, readers_of, row_columns
-from modularml.graph.steps import GraphSteps
 
 ROWS = 8192
 

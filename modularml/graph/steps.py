@@ -9,22 +9,22 @@ from typing import Any
 from modularml.backends import PLAIN, Backend, StepOptions, adapter_for
 from modularml.context import ExperimentContext
 from modularml.data.batch import Batch
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.data.lineage import Source
 from modularml.data.references import FeatureSetReference
 from modularml.errors import ConfigError, LossError
 from modularml.graph.build import build_nodes, ready
-from modularml.graph.compiling import Compiler
-from modularml.graph.inputs import fill, run_step
-from modularml.graph.loss_reading import LossReader
+from modularml.graph.input_tensors import fill, run_step
+from modularml.graph.loss_inputs import LossReader
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.node_graph import NodeGraph, unchanged_on_error
-from modularml.graph.outputs import paired
-from modularml.graph.plan import PlanKey, StepPlan
-from modularml.graph.relations import check_side_by_side, meetings_of
+from modularml.graph.row_matching import check_side_by_side, meetings_of
 from modularml.graph.shared_optimizer import SharedOptimizer, only_backend
+from modularml.graph.step_compiler import Compiler
+from modularml.graph.step_plan import PlanKey, StepPlan
 from modularml.graph.topology import tails
+from modularml.graph.unscaling import paired
 from modularml.graph.weighted_node import (
     WeightedNode,
     check_models,

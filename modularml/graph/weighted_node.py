@@ -14,7 +14,7 @@ from modularml.backends import Backend, BackendAdapter, adapter_for
 from modularml.backends.accelerator import Accelerator
 from modularml.backends.layouts import InputShape
 from modularml.errors import ConfigError, GraphError, LossError, OptimizerNotSetError, ShapeError
-from modularml.graph.learned import LearnedRows
+from modularml.graph.learned_rows import LearnedRows
 from modularml.graph.node import ComputeNode
 from modularml.models.base import BaseModel, renamed_in_order
 from modularml.training import AppliedLoss, Optimizer

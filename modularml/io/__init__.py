@@ -7,6 +7,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "inspection": ["inspect", "render"],
         "packaged": ["inspect_packaged_code"],
-        "two_files": ["diff", "extract"],
+        "extract_diff": ["diff", "extract"],
     },
 )

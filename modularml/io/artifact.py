@@ -21,11 +21,11 @@ from modularml.errors import (
     ModularMLError,
 )
 from modularml.io import limits
+from modularml.io.append_log import Segment, read_log
 from modularml.io.archive import IDS, Archive, open_archive, write_archive
 from modularml.io.atomic import check_free, write_file
 from modularml.io.classes import Resolver, bare_name, described, names_in
 from modularml.io.jsontext import dump_json, load_json, with_ids, with_labels
-from modularml.io.log import Segment, read_log
 from modularml.io.names import file_path, find_file
 from modularml.io.packaged import PackagedCode, sources_of
 from modularml.io.randomness import unchanged_randomness

@@ -12,8 +12,8 @@ import numpy as np
 
 from modularml.errors import MMLError, MMLNotFoundError
 from modularml.io import limits
+from modularml.io.append_log import Segment, merged_runs, read_log
 from modularml.io.archive import Archive, open_archive
-from modularml.io.log import Segment, merged_runs, read_log
 from modularml.io.names import find_file
 from modularml.io.tensors import load_table, load_tensors
 

@@ -215,7 +215,7 @@ def _train(
     )  # avoids waiting for the device
     move: Callable[[], Any] = optimizer.step
     if n > FEW * batch_size:  # else building the lists of a direct step does not pay off
-        move = require("modularml.backends.torch_kernels").direct_step(optimizer)
+        move = require("modularml.backends.torch_fused_optimizers").direct_step(optimizer)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     total, checked = 0.0, False
     with torch.enable_grad():

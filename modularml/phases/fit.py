@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.binding import InputBinding
 from modularml.graph.model_graph import ModelGraph

@@ -13,7 +13,7 @@ from modularml.backends import PLAIN, StepOptions
 from modularml.backends.accelerator import Accelerator
 from modularml.config import Configurable
 from modularml.context import ExperimentContext, is_run_again
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.data.lineage import Source
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.batch_schedule import BatchSchedulingPolicy
@@ -24,7 +24,7 @@ from modularml.engine.loop import iterate
 from modularml.engine.run_state import RunState
 from modularml.errors import ConfigError, GraphError, RegistrationError, UnknownNameError
 from modularml.graph.files import ContextYaml
-from modularml.graph.inputs import run_step
+from modularml.graph.input_tensors import run_step
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.node import GraphNode
 from modularml.results.phase_results import PhaseResults

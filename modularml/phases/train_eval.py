@@ -9,7 +9,7 @@ from typing import Any, Literal, Unpack
 
 from modularml._warning import warn
 from modularml.backends import StepOptions
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.data.lineage import column_named
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.batch_schedule import (

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from modularml._typing import Array
 from modularml.config import Configurable, decode
 from modularml.errors import ConfigError
-from modularml.predicates.compare import Mask
+from modularml.predicates.value_order import Mask
 
 
 class Predicate(Configurable, ABC):

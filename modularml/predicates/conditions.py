@@ -11,7 +11,7 @@ import numpy as np
 from modularml._typing import Array
 from modularml.errors import ConfigError, DataError
 from modularml.predicates.base import Predicate
-from modularml.predicates.compare import (
+from modularml.predicates.value_order import (
     Mask,
     by_meaning,
     column,

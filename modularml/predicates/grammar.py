@@ -10,7 +10,7 @@ import numpy as np
 from modularml._typing import Array
 from modularml.errors import ConfigError, DataError
 from modularml.predicates.base import Predicate
-from modularml.predicates.compare import NUMBERS, Mask, column, compare, member
+from modularml.predicates.value_order import NUMBERS, Mask, column, compare, member
 
 MAX_LENGTH, MAX_DEPTH = 2000, 60
 

@@ -16,8 +16,8 @@ from modularml._optional import loaded, require
 from modularml.errors import UnknownNameError
 from modularml.experiment import Experiment
 from modularml.report.blocks import MISSING, Code, Report, Section, scores_in
-from modularml.report.many import loaded_source, report_of
-from modularml.report.runs import Options
+from modularml.report.many_runs import loaded_source, report_of
+from modularml.report.one_run import Options
 from modularml.results.scores import Meaning
 from modularml.viz.style import checked_path
 

@@ -8,8 +8,8 @@ import pandas as pd
 
 from modularml.data.audit_report import AuditReport, Finding
 from modularml.data.featureset import FeatureSet
-from modularml.data.row_records import count_by_reason
 from modularml.data.schema import DOMAINS
+from modularml.data.split_records import count_by_reason
 from modularml.data.view import FeatureSetView
 from modularml.experiment.run_audit import quick_audit
 from modularml.report.blocks import Block, Facts, Notes, Section, Table, from_diagram, shown

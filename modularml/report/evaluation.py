@@ -15,7 +15,7 @@ from modularml._warning import warn
 from modularml.errors import DataError, ModularMLError
 from modularml.report.blocks import Block, Figure, Table, decimals, from_matplotlib, shown
 from modularml.results.eval_results import EvalResults, FitResults
-from modularml.results.plots import ComparedRows, plot_rows
+from modularml.results.result_tables import ComparedRows, plot_rows
 from modularml.results.scores import Meaning, Score, find_scores
 from modularml.results.scoring import class_numbers, lacks_target, real_steps, score_or_nan
 

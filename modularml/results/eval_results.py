@@ -13,7 +13,7 @@ import pandas as pd
 from modularml._typing import Array
 from modularml._warning import warn
 from modularml.data.batch import Batch, as_numpy, concat_tensors
-from modularml.data.execution import MODEL_LOSSES, ExecutionContext
+from modularml.data.execution_context import MODEL_LOSSES, ExecutionContext
 from modularml.data.formats import DataFormat, convert_array
 from modularml.data.lineage import SourceColumns, column_named
 from modularml.data.selectors import select_one
@@ -21,9 +21,9 @@ from modularml.errors import ConfigError, UnknownNameError
 from modularml.graph import topology
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.node import GraphNode
-from modularml.graph.outputs import class_labels, is_encoded
+from modularml.graph.unscaling import class_labels, is_encoded
 from modularml.results.phase_results import Domain, PhaseResults
-from modularml.results.plots import ComparedRows, plot_rows
+from modularml.results.result_tables import ComparedRows, plot_rows
 from modularml.results.scores import Meaning, Score, find_scores
 from modularml.results.scoring import (
     Reduce,

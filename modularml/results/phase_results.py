@@ -14,13 +14,13 @@ import pandas as pd
 
 from modularml._typing import Array
 from modularml.data.batch import Batch, as_numpy
-from modularml.data.execution import ExecutionContext, LossRecord
+from modularml.data.execution_context import ExecutionContext, LossRecord
 from modularml.data.formats import DataFormat, convert_array
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.graph.lineage import units_of
 from modularml.graph.node import GraphNode
-from modularml.graph.outputs import unscale_outputs
+from modularml.graph.unscaling import unscale_outputs
 from modularml.results.metric_store import ArtifactResult, CallbackResult, MetricResult, MetricStore
 from modularml.results.scores import axis_of_score
 from modularml.results.series import AxisSeries, Values

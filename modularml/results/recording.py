@@ -12,7 +12,7 @@ from modularml._arguments import at_least
 from modularml._registry import member
 from modularml._typing import Array
 from modularml.config import Configurable
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.io.atomic import temporary_folder
 from modularml.io.names import folder_at
 from modularml.results.phase_results import PhaseResults

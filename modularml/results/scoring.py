@@ -11,7 +11,7 @@ import pandas as pd
 
 from modularml._typing import Array
 from modularml._warning import warn
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.errors import ConfigError, DataError, ShapeError
 from modularml.results.scores import Score, squeezed
 

@@ -16,8 +16,8 @@ import safetensors
 
 from modularml._typing import Array, IntArray
 from modularml.backends import BackendAdapter
-from modularml.data.execution import ExecutionContext, Layout, LossRecord
-from modularml.graph.plan import OutputMemory, StepPlan
+from modularml.data.execution_context import ExecutionContext, Layout, LossRecord
+from modularml.graph.step_plan import OutputMemory, StepPlan
 from modularml.io.tensors import dump_table, dump_tensors, storable
 from modularml.results.metric_store import compact
 from modularml.results.series import AxisSeries, Values

@@ -15,13 +15,13 @@ from modularml._warning import warn
 from modularml.config import Configurable, Stateful
 from modularml.data.batch import BatchView, SampledView
 from modularml.data.featureset import FeatureSet
-from modularml.data.joining import join, link_by, table_of
 from modularml.data.selectors import as_list, select_one
+from modularml.data.table_join import join, link_by, table_of
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.io.artifact import Saveable
 from modularml.io.randomness import drawn_seed
-from modularml.predicates.compare import is_null
+from modularml.predicates.value_order import is_null
 from modularml.samplers.batching import (
     DEFAULT,
     EpochBatches,

@@ -11,7 +11,7 @@ from modularml._arguments import at_least
 from modularml._optional import require
 from modularml._typing import Array, Columns, IntArray
 from modularml.errors import SplitError
-from modularml.predicates.compare import by_meaning
+from modularml.predicates.value_order import by_meaning
 from modularml.splitters.base import key_list
 from modularml.splitters.dealing import factorise
 from modularml.splitters.folds import FoldSplitter

@@ -15,7 +15,7 @@ from modularml.phases.phase import ExperimentPhase, all_of
 from modularml.splitters import FoldSplitter, ScikitSplitter
 from modularml.strategies.cv_results import CVResults
 from modularml.strategies.folds import CVBinding, make_folds
-from modularml.strategies.held_out import (
+from modularml.strategies.held_out_checks import (
     SelectionWarning,
     audit_variant,
     check_scored_rows,

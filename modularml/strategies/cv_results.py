@@ -11,7 +11,7 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._warning import warn
-from modularml.data.execution import LossRecord
+from modularml.data.execution_context import LossRecord
 from modularml.errors import ConfigError, ExecutionError, UnknownNameError
 from modularml.experiment import (
     Experiment,
@@ -20,13 +20,13 @@ from modularml.experiment import (
 )
 from modularml.graph.node import GraphNode
 from modularml.results.phase_results import PhaseResults
-from modularml.results.plots import ComparedRows, plot_rows
+from modularml.results.result_tables import ComparedRows, plot_rows
 from modularml.results.scores import Score, default_score
 from modularml.results.scoring import Reduce
 from modularml.results.series import AxisSeries
 from modularml.splitters.base import key_list
 from modularml.strategies.folds import CVBinding
-from modularml.strategies.held_out import (
+from modularml.strategies.held_out_checks import (
     At,
     compared_rows,
     held_out_scores,

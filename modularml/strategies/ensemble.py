@@ -17,7 +17,7 @@ from modularml.phases.phase import ExperimentPhase
 from modularml.strategies.cross_validation import checked_bindings
 from modularml.strategies.ensemble_files import EnsembleFiles
 from modularml.strategies.folds import CVBinding, make_bootstraps, make_folds
-from modularml.strategies.held_out import (
+from modularml.strategies.held_out_checks import (
     audit_variant,
     check_scored_rows,
     learning_inputs,

@@ -11,7 +11,7 @@ import numpy as np
 from modularml.config import encode
 from modularml.context import ExperimentContext
 from modularml.data.featureset import FeatureSet
-from modularml.data.packing import packed_without_rows, unpacked
+from modularml.data.featureset_packing import packed_without_rows, unpacked
 from modularml.errors import ConfigError, DataError
 from modularml.experiment import Experiment
 from modularml.graph.files import (

@@ -14,14 +14,14 @@ from modularml._typing import Array, Columns, IntArray
 from modularml.context import ExperimentContext
 from modularml.data.featureset import FeatureSet
 from modularml.data.ids import id_array
-from modularml.data.joining import Link, table_of
 from modularml.data.lineage import Source
-from modularml.data.row_records import with_series
 from modularml.data.selectors import as_list, select_one
+from modularml.data.split_records import with_series
+from modularml.data.table_join import Link, table_of
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, SplitError
 from modularml.graph.model_graph import ModelGraph
-from modularml.graph.relations import links_of, meetings_of
+from modularml.graph.row_matching import links_of, meetings_of
 from modularml.io.randomness import derived_seed
 from modularml.splitters import FoldSplitter, KFoldSplitter, RandomSplitter
 from modularml.splitters.base import check_bins, key_list

@@ -15,9 +15,9 @@ from modularml.data.featureset import FeatureSet
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError
 from modularml.experiment import Experiment
-from modularml.experiment.calibration import known_targets
+from modularml.experiment.conformal import known_targets
 from modularml.graph.predict import Prediction, predictions
-from modularml.results.intervals import Bounds, in_columns, per_group, residuals_of
+from modularml.results.prediction_intervals import Bounds, in_columns, per_group, residuals_of
 from modularml.results.scores import Meaning, as_probabilities
 from modularml.strategies.variants.variant import Variant
 

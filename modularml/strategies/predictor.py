@@ -11,7 +11,7 @@ from modularml._typing import Array
 from modularml._warning import warn
 from modularml.data.formats import ARRAY_FORMATS, convert_array
 from modularml.errors import ConfigError
-from modularml.experiment.calibration import (
+from modularml.experiment.conformal import (
     calibrated_bounds,
     calibration_rows,
     check_names,
@@ -26,7 +26,7 @@ from modularml.experiment.evaluating import (
     scored_predictions,
 )
 from modularml.graph.predict import format_of
-from modularml.results.intervals import (
+from modularml.results.prediction_intervals import (
     Bounds,
     Method,
     check_level,
@@ -36,7 +36,7 @@ from modularml.results.intervals import (
     quantile_conformal,
     residuals_of,
 )
-from modularml.results.plots import ComparedRows, ScoreTable
+from modularml.results.result_tables import ComparedRows, ScoreTable
 from modularml.results.scores import Meaning, Metrics, find_scores
 from modularml.results.scoring import Reduce, check_reduce
 from modularml.strategies.member_predictions import HeldOut, Members, NodePredictions

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from modularml._optional import require
-from modularml.tracking.session import Point
+from modularml.tracking.tracked_run import Point
 from modularml.tracking.tracker import Tracker, shown
 
 _STATUS = {"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -107,7 +107,7 @@ class MLflowTracker(Tracker):
 
 
 class MLflowRun:
-    """A run of MLflow; see `modularml.tracking.session.Store`."""
+    """A run of MLflow; see `modularml.tracking.tracked_run.Store`."""
 
     def __init__(self, client: Any, run_id: str) -> None:
         self.client, self.run_id, self.group = client, run_id, run_id

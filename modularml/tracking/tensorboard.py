@@ -13,7 +13,7 @@ from time import time as now
 from typing import Any
 
 from modularml._optional import require
-from modularml.tracking.session import Point
+from modularml.tracking.tracked_run import Point
 from modularml.tracking.tracker import Tracker, shown
 
 
@@ -71,7 +71,7 @@ class TensorBoardTracker(Tracker):
 
 
 class TensorBoardRun:
-    """A folder of TensorBoard; see `modularml.tracking.session.Store`."""
+    """A folder of TensorBoard; see `modularml.tracking.tracked_run.Store`."""
 
     # TensorBoard's own writers and readers of event files import TensorFlow, if it is installed.
 

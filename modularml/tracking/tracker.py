@@ -21,8 +21,8 @@ from modularml.engine.callback import ExperimentCallback
 from modularml.engine.interruption import is_interruption
 from modularml.errors import ConfigError
 from modularml.strategies.comparison.config_paths import config_by_path, config_of
-from modularml.strategies.held_out import logged_figures
-from modularml.tracking.session import Session, Store
+from modularml.strategies.held_out_checks import logged_figures
+from modularml.tracking.tracked_run import Session, Store
 
 
 class TrackingWarning(UserWarning):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modularml._optional import require
-from modularml.tracking.session import Point
+from modularml.tracking.tracked_run import Point
 from modularml.tracking.tracker import Tracker
 
 
@@ -83,7 +83,7 @@ class WandbTracker(Tracker):
 
 
 class WandbRun:
-    """A run of Weights & Biases; see `modularml.tracking.session.Store`."""
+    """A run of Weights & Biases; see `modularml.tracking.tracked_run.Store`."""
 
     def __init__(self, run: Any, earlier: list[Path]) -> None:
         self.run, self.run_id, self.group, self._earlier = run, run.id, run.group, earlier

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal
 
 from modularml.backends import Backend, adapter_for, backend_of
-from modularml.backends.distributions import MOMENTS, QUANTILES, quantile_labels
+from modularml.backends.distribution_outputs import MOMENTS, QUANTILES, quantile_labels
 from modularml.backends.fingerprint import Identity, fingerprint
 from modularml.config import Configurable
 from modularml.errors import ConfigError, LossError, UnknownNameError

@@ -17,8 +17,8 @@ from sklearn.datasets import (
 )
 
 from modularml.audit.duplicates import like_rows
-from modularml.audit.likeness import ALPHA, at_least, hashes, scores, z_to_p
-from modularml.audit.preparation import normal_share
+from modularml.audit.preprocessing import normal_share
+from modularml.audit.similarity import ALPHA, at_least, hashes, scores, z_to_p
 from modularml.audit.target import affine_residuals, standardised
 from modularml.data import FeatureSet
 from modularml.errors import ConfigError, UnknownNameError

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 SCRIPT = """
 import sys, torch
 from modularml.backends.torch import adapter
-from modularml.backends.torch_kernels import direct_step
+from modularml.backends.torch_fused_optimizers import direct_step
 
 def trained(cls, step_of, make, hooked=False):
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from modularml.backends.torch_kernels import direct_forward
+from modularml.backends.torch_fused_optimizers import direct_forward
 from modularml.models.torch import SequentialCNN, SequentialMLP
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from modularml.backends.torch import adapter
-from modularml.backends.torch_kernels import _Direct, direct_step
+from modularml.backends.torch_fused_optimizers import _Direct, direct_step
 
 CASES = [
     ("SGD", {"lr": 0.1}),

@@ -8,7 +8,7 @@ import pytest
 from modularml.scalers.scaler import Scaler
 
 torch = pytest.importorskip("torch")
-from modularml.backends.torch_scaling import (  # noqa: E402
+from modularml.backends.torch_scalers import (  # noqa: E402
     NotExportableError,
     inverse_of,
     stacked,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modularml.data.arrow_columns import to_arrow
 from modularml.data.arrow_types import leaf_type, numpy_dtype, sample_shape, to_numpy
-from modularml.data.columns import to_arrow
 from modularml.errors import DataError
 from tests.random_tables import columns
 

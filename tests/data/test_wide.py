@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from modularml import FeatureSet, ModelGraph, ModelNode
+from modularml.data.arrow_columns import column_values, to_arrow
 from modularml.data.arrow_types import to_numpy
-from modularml.data.columns import column_values, to_arrow
-from modularml.data.frames import as_columns
+from modularml.data.input_tables import as_columns
 from modularml.errors import DataError, UnknownNameError
 
 torch = pytest.importorskip("torch")

@@ -10,8 +10,8 @@ import pytest
 import modularml as mm
 from modularml.callbacks import Callback
 from modularml.errors import MMLError
-from modularml.io import log as log_module
-from modularml.io.log import Segment
+from modularml.io import append_log as log_module
+from modularml.io.append_log import Segment
 from modularml.io.values import Packer, Unpacker
 from tests.fuzz.stopping import differences, outcome
 from tests.worlds import QUIET, arrays, experiment, featureset, graph_of, mlp, mse

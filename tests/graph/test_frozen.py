@@ -94,7 +94,7 @@ class TestFrozen:
         found = []
         for cached in (True, False):
             if not cached:
-                monkeypatch.setattr("modularml.graph.inputs._repeatable", lambda *a: False)
+                monkeypatch.setattr("modularml.graph.input_tensors._repeatable", lambda *a: False)
             with mm.ExperimentContext().activate():
                 enc, head = encoder(), mlp(d=5)
                 graph = chain(x, y, enc, head)

@@ -7,9 +7,9 @@ import torch
 import modularml as mm
 from modularml.backends.torch import adapter
 from modularml.data.ids import as_slice
-from modularml.graph import inputs
-from modularml.graph.inputs import pieces
-from modularml.graph.segment import InputSlot
+from modularml.graph import input_tensors
+from modularml.graph.framework_segment import InputSlot
+from modularml.graph.input_tensors import pieces
 from tests.worlds import (
     QUIET,
     arrays,
@@ -29,7 +29,7 @@ from tests.worlds import (
     "sizes", [[10] * 5, [10, 10, 10, 3], [10, 3, 10, 3], [1], [3, 10], [50]], ids=str
 )
 def test_pieces_do_not_depend_on_chunks(chunk, sizes, monkeypatch):
-    monkeypatch.setattr(inputs, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(input_tensors, "CHUNK_BYTES", chunk)
     column = torch.arange(300.0).reshape(100, 3)
     rows = np.random.default_rng(0).integers(0, 100, size=sum(sizes))
     found = list(pieces(adapter, column, rows, sizes))
@@ -44,7 +44,7 @@ def test_rows_that_follow_one_another_are_a_slice(monkeypatch):
     for given in ([], [1, 1, 3], [2, 1], [0, 2, 1, 3], late):
         rows = np.array(given, dtype=np.int64)
         assert as_slice(rows) is rows
-    monkeypatch.setattr(inputs, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(input_tensors, "CHUNK_BYTES", 100)
     column = torch.arange(60.0).reshape(20, 3)
     for room in (None, []):
         found = [p.clone() for p in pieces(adapter, column, slice(2, 19), [5, 5, 5, 2], room)]
@@ -55,7 +55,7 @@ def test_rows_that_follow_one_another_are_a_slice(monkeypatch):
 def test_training_does_not_depend_on_chunks(monkeypatch):
     found = []
     for chunk in (2**25, 600):
-        monkeypatch.setattr(inputs, "CHUNK_BYTES", chunk)
+        monkeypatch.setattr(input_tensors, "CHUNK_BYTES", chunk)
         with mm.ExperimentContext().activate():
             x, y = arrays(n=90)
             enc = mm.ModelNode("enc", mlp(out=3), featureset(x, y))
@@ -73,13 +73,13 @@ def test_columns_stacked_in_blocks_equal_those_stacked_at_once(rows, kind, monke
     values = np.random.default_rng(0).integers(0, 200, size=(31, 3)).astype(kind)
     found = []
     for size in (2**16, rows):
-        monkeypatch.setattr(inputs, "BLOCK_ROWS", size)
+        monkeypatch.setattr(input_tensors, "BLOCK_ROWS", size)
         columns = {name: values[:, i] for i, name in enumerate("abc")}
         fs = mm.FeatureSet.from_dict("rows", columns, list("ab"), "c", register=False)
         names = "features.a.raw", "features.b.raw"
         for dtype in (torch.float32, torch.float64, None):
             slot = InputSlot("default", None, names, dtype, adapter=adapter)
-            found.append(inputs.column_tensor(fs.collection, slot))
+            found.append(input_tensors.column_tensor(fs.collection, slot))
     for whole, parts in zip(found[:3], found[3:], strict=True):
         assert whole.dtype == parts.dtype
         assert torch.equal(whole, parts)

@@ -19,7 +19,7 @@ from modularml.backends import Backend
 from modularml.callbacks import Callback
 from modularml.errors import ConfigError, GraphError, LossError, NotFittedError, ShapeError
 from modularml.models.torch import SequentialMLP
-from modularml.results.stored_results import packed_steps, unpacked_steps
+from modularml.results.packed_results import packed_steps, unpacked_steps
 from tests.worlds import (
     QUIET,
     arrays,

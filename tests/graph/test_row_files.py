@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import modularml as mm
-from modularml.data import FeatureSet, collection, mapping
+from modularml.data import FeatureSet, collection, memory_map
 from modularml.errors import DataError
-from modularml.graph import inputs
+from modularml.graph import input_tensors
 from modularml.samplers import batching
 from tests import worlds
 from tests.experiment.test_resume import Ends, fail
@@ -27,7 +27,7 @@ NAMES = ["a", "b", "c"]
 def small_pieces(monkeypatch):
     monkeypatch.setattr(batching, "LEAST_BLOCK", 8)
     monkeypatch.setattr(collection, "BLOCK_BYTES", 500)
-    monkeypatch.setattr(inputs, "CHUNK_BYTES", 8000)
+    monkeypatch.setattr(input_tensors, "CHUNK_BYTES", 8000)
 
 
 @pytest.fixture
@@ -105,9 +105,9 @@ def test_the_file_is_written_once_for_each_set_and_columns(path, monkeypatch):
 
     def counted(blocks, n_rows):
         written.append(n_rows)
-        return mapping.write_rows(blocks, n_rows)
+        return memory_map.write_rows(blocks, n_rows)
 
-    monkeypatch.setattr(inputs, "write_rows", counted)
+    monkeypatch.setattr(input_tensors, "write_rows", counted)
     with mm.ExperimentContext().activate():
         fs = read(path, in_memory=False)
         batches_of(fs, None)
@@ -208,10 +208,10 @@ def test_padding_is_left_out_in_windows_too(tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_named(path, monkeypatch):
-    usage = mapping.shutil.disk_usage("/")._replace(free=5000)
+    usage = memory_map.shutil.disk_usage("/")._replace(free=5000)
     with mm.ExperimentContext().activate():
         fs = read(path, in_memory=False)
-        monkeypatch.setattr(mapping.shutil, "disk_usage", lambda folder: usage)
+        monkeypatch.setattr(memory_map.shutil, "disk_usage", lambda folder: usage)
         with pytest.raises(DataError, match=r"0\.00 GB.*TMPDIR") as caught:
             batches_of(fs, 64)
         assert tempfile.gettempdir() in str(caught.value)
@@ -235,8 +235,8 @@ def test_a_disk_that_others_fill_meanwhile_is_named(path):
 
 @pytest.mark.parametrize("width", [1, 33, 1500])
 def test_each_page_of_a_window_is_asked_for_once(width):
-    n, page = 3000, mapping.mmap.PAGESIZE
-    rows = mapping.write_rows([np.zeros((n, width), "f4")], n)
+    n, page = 3000, memory_map.mmap.PAGESIZE
+    rows = memory_map.write_rows([np.zeros((n, width), "f4")], n)
     window = np.random.default_rng(0).permutation(np.r_[100:900, 2000:2100, 2999])
     for taken in (window, slice(100, 900), slice(0, n)):
         spans = rows.spans(taken).tolist()

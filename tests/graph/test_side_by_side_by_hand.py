@@ -8,7 +8,7 @@ from sklearn.linear_model import LinearRegression
 import modularml as mm
 from modularml.context import ExperimentContext
 from modularml.data.batch import BatchView
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.errors import DataError
 from tests.scenarios.test_relations import losses, sets, shuffled, train_phase, wired
 from tests.worlds import QUIET

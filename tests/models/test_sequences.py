@@ -151,7 +151,7 @@ def test_attention_is_that_of_torch():
 
 
 def test_positions_are_those_of_the_paper():
-    from modularml.models.sequences import positions
+    from modularml.models.sequence_arguments import positions
 
     for dim in (6, 7):
         found = positions(5, dim)

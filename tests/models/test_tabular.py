@@ -6,7 +6,7 @@ import pytest
 
 import modularml as mml
 from modularml.errors import ConfigError, DataError, ShapeError, UnknownNameError
-from modularml.models.tabular import embedding_width
+from modularml.models.tabular_arguments import embedding_width
 from tests.worlds import QUIET, experiment, mse, train
 
 torch = pytest.importorskip("torch")

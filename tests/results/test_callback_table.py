@@ -12,12 +12,12 @@ import pytest
 import modularml as mm
 from modularml.callbacks import Callback, MetricCallback
 from modularml.errors import MMLError
-from modularml.experiment.history import _made_result, _unpacked_result, packed_result
+from modularml.experiment.history_files import _made_result, _unpacked_result, packed_result
 from modularml.models.torch import SequentialMLP
-from modularml.results import stored_results
+from modularml.results import packed_results
 from modularml.results.metric_store import ArtifactResult, CallbackResult, MetricResult
+from modularml.results.packed_results import packed_callbacks, unpacked_callbacks
 from modularml.results.phase_results import PhaseResults
-from modularml.results.stored_results import packed_callbacks, unpacked_callbacks
 from tests.worlds import QUIET, arrays, experiment, featureset, mlp, mse
 
 
@@ -223,11 +223,11 @@ def test_a_table_that_contradicts_itself_is_refused(spoil):
 def test_counts_that_contradict_the_steps_are_refused(tmp_path, monkeypatch):
     made = world(4)
     made.run(**QUIET)
-    packed = stored_results.packed_logs
+    packed = packed_results.packed_logs
     for counts in ([1, 1], [-1, 9], [5], [0, 0, 0, 0]):
         wrong = np.array(counts)
         monkeypatch.setattr(
-            "modularml.results.stored_results.packed_logs",
+            "modularml.results.packed_results.packed_logs",
             lambda logs, layout, wrong=wrong: {**packed(logs, layout), "counts": wrong},
         )
         path = made.save(tmp_path / "a", overwrite=True)

@@ -10,8 +10,8 @@ import pytest
 
 from modularml.errors import ConfigError, DataError
 from modularml.results import cv_plus, quantile_bounds, quantile_conformal, split_conformal
-from modularml.results import intervals as module
-from modularml.results.intervals import check_level, per_group, residuals_of
+from modularml.results import prediction_intervals as module
+from modularml.results.prediction_intervals import check_level, per_group, residuals_of
 
 RNG = np.random.default_rng(0)
 

@@ -11,8 +11,8 @@ pytest.importorskip("torch")
 
 import modularml as mml
 from modularml.models.torch import SequentialMLP
+from modularml.results.packed_results import packed_steps, unpacked_steps
 from modularml.results.step_log import EpochSteps, StepLog
-from modularml.results.stored_results import packed_steps, unpacked_steps
 
 N = 50
 

@@ -8,8 +8,8 @@ from torch import nn
 import modularml as mm
 from modularml.data.batch import BatchView
 from modularml.errors import ConfigError, DataError, LossError
+from modularml.results.packed_results import packed_steps, unpacked_steps
 from modularml.results.step_log import StepLog
-from modularml.results.stored_results import packed_steps, unpacked_steps
 from modularml.samplers import BaseSampler
 from tests.worlds import (
     QUIET,

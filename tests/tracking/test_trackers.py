@@ -13,7 +13,7 @@ import modularml as mm
 from modularml.callbacks import ExperimentCallback
 from modularml.errors import ConfigError, MissingDependencyError
 from modularml.tracking import MLflowTracker, TensorBoardTracker, TrackingWarning, WandbTracker
-from modularml.tracking.session import Session
+from modularml.tracking.tracked_run import Session
 from tests.stores import STORES, assert_logged, by_step
 from tests.worlds import QUIET, arrays, eval_phase, featureset, graph_of, mlp, mse, train_phase
 

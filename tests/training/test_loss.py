@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import modularml as mm
 from modularml.data.batch import BatchView
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.errors import ConfigError, DataError, LossError, ShapeError, UnknownNameError
 from tests.worlds import (
     QUIET,

@@ -13,7 +13,7 @@ from keras import layers, ops
 from modularml._typing import Shape
 from modularml.backends.layouts import InputShape
 from modularml.models.layered import LayerArguments
-from modularml.models.sequences import (
+from modularml.models.sequence_arguments import (
     CNNArguments,
     RNNArguments,
     SequenceArguments,
@@ -21,8 +21,19 @@ from modularml.models.sequences import (
     TransformerArguments,
     positions,
 )
-from modularml.models.tabular import GaussianHeadArguments, MLPArguments, TabularArguments
+from modularml.models.tabular_arguments import GaussianHeadArguments, MLPArguments, TabularArguments
 from modularml.models.tensorflow.base import SequentialModel, TensorflowBaseModel, activation_layer
+
+__all__ = [
+    "GaussianHead",
+    "SequenceModel",
+    "SequentialCNN",
+    "SequentialMLP",
+    "SequentialRNN",
+    "SequentialTCN",
+    "SequentialTransformer",
+    "TabularMLP",
+]
 
 
 def output_layers(output_shape: Shape) -> list[Any]:

@@ -10,7 +10,7 @@ import torch
 from modularml._typing import Shape
 from modularml.backends.layouts import InputShape
 from modularml.models.layered import LayerArguments
-from modularml.models.sequences import (
+from modularml.models.sequence_arguments import (
     CNNArguments,
     RNNArguments,
     SequenceArguments,
@@ -18,7 +18,7 @@ from modularml.models.sequences import (
     TransformerArguments,
     positions,
 )
-from modularml.models.tabular import GaussianHeadArguments, MLPArguments, TabularArguments
+from modularml.models.tabular_arguments import GaussianHeadArguments, MLPArguments, TabularArguments
 from modularml.models.torch.base import SequentialModel, TorchBaseModel, activation_layer
 
 

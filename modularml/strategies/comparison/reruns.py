@@ -25,7 +25,7 @@ from modularml.splitters.base import key_list
 from modularml.splitters.dealing import factorise, stratify
 from modularml.strategies.cross_validation import CrossValidation
 from modularml.strategies.folds import CVBinding
-from modularml.strategies.held_out import held_out_scores
+from modularml.strategies.held_out_checks import held_out_scores
 from modularml.strategies.variants.variant import Variant
 from modularml.viz.curves import learning_curve as draw
 

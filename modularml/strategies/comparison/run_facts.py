@@ -14,7 +14,7 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import IntArray
 from modularml._warning import warn
-from modularml.audit.likeness import id_words
+from modularml.audit.similarity import id_words
 from modularml.data.collection import SampleCollection
 from modularml.data.ids import make_ids
 from modularml.data.schema import SAMPLE_UUIDS
@@ -29,7 +29,7 @@ from modularml.io.tensors import load_table, load_tensors
 from modularml.strategies.comparison.config_paths import config_by_path, config_of
 from modularml.strategies.cv_results import CVResults
 from modularml.strategies.ensemble import Ensemble
-from modularml.strategies.held_out import logged_figures
+from modularml.strategies.held_out_checks import logged_figures
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,7 @@ from modularml.phases.phase import ExperimentPhase
 from modularml.results.scores import find_scores, greater_is_better
 from modularml.strategies.cross_validation import CrossValidation
 from modularml.strategies.folds import CVBinding
-from modularml.strategies.held_out import (
+from modularml.strategies.held_out_checks import (
     check_scored_rows,
     held_out_scores,
     logged_figures,

@@ -17,7 +17,7 @@ from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Experiment
 from modularml.io.randomness import drawn_seed, unchanged_randomness
 from modularml.progress import bar
-from modularml.strategies.held_out import audit_variant
+from modularml.strategies.held_out_checks import audit_variant
 from modularml.strategies.sweeps.objective import (
     Objective,
     SweepFolds,

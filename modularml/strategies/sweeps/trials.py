@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from modularml.context import ExperimentContext
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.engine.callback import Callback, callback_registry
 from modularml.engine.stacked import pays
 from modularml.errors import ConfigError, MetricNotLoggedError

@@ -12,15 +12,15 @@ from modularml._typing import Array, Columns
 from modularml._warning import warn
 from modularml.context import is_run_again
 from modularml.data import scaling
+from modularml.data.arrow_columns import column_values, to_arrow
 from modularml.data.arrow_types import in_shape, to_numpy
 from modularml.data.collection import SampleCollection
-from modularml.data.columns import column_values, to_arrow
-from modularml.data.frames import as_columns
+from modularml.data.collection_building import check_lengths
+from modularml.data.input_tables import as_columns
 from modularml.data.scaler_fitting import UNSEEN, fit_by_group, fit_record, fitted_targets
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS, RAW, TRANSFORMED
 from modularml.data.selectors import as_list, select_one
-from modularml.data.sources import check_lengths
 from modularml.errors import ConfigError, DataError, ScalerError, ShapeError, UnknownNameError
 from modularml.scalers.scaler import Scaler
 

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow.compute as pc
 
 from modularml.data.batch import DEFAULT_ROLE, Batch, BatchView, RoleData
-from modularml.data.joining import Key, Link, Table, link_by, link_same, table_of
 from modularml.data.lineage import Source
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import POSITION
+from modularml.data.table_join import Key, Link, Table, link_by, link_same, table_of
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError
 from modularml.graph.lineage import lineages_of, resolve_id, source_columns_of

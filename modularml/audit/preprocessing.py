@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from modularml._typing import Array, IntArray
-from modularml.audit.likeness import ALPHA, at_least
-from modularml.audit.table import Pair, Side, Table
+from modularml.audit.audited_table import Pair, Side, Table
+from modularml.audit.similarity import ALPHA, at_least
 from modularml.data.audit_report import Finding
 
 EVEN = 0.12

@@ -13,7 +13,7 @@ import numpy as np
 from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter
 from modularml.data.class_weights import ClassWeights
-from modularml.data.execution import WeightSource
+from modularml.data.execution_context import WeightSource
 from modularml.data.lineage import ColumnLineage, MergedColumns, Source, SourceColumns
 from modularml.errors import (
     ConfigError,
@@ -25,6 +25,7 @@ from modularml.errors import (
     UnknownNameError,
     closest,
 )
+from modularml.graph.framework_segment import Crossing, LossOp, Program
 from modularml.graph.lineage import (
     is_integer,
     lineages_of,
@@ -45,7 +46,6 @@ from modularml.graph.loss_calls import (
 )
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
-from modularml.graph.segment import Crossing, LossOp, Program
 from modularml.graph.topology import backends_of
 from modularml.training import AppliedLoss, LossInput
 from modularml.training.loss_kinds import (

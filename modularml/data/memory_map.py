@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from modularml._typing import Array, IntArray
+from modularml.data.arrow_columns import ragged_error, to_arrow
 from modularml.data.arrow_types import (
     is_plain,
     leaf_type,
@@ -24,7 +25,6 @@ from modularml.data.arrow_types import (
     value_bytes,
     wrap,
 )
-from modularml.data.columns import ragged_error, to_arrow
 from modularml.errors import DataError
 
 Maps = Mapping[str, mmap.mmap]

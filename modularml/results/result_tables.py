@@ -17,7 +17,7 @@ from modularml.data.lineage import ColumnLineage, column_named
 from modularml.data.schema import RAW, SampleSchema
 from modularml.errors import ConfigError, DataError, ShapeError, UnknownNameError
 from modularml.graph.lineage import source_columns_of, units_of
-from modularml.graph.outputs import gives_labels, is_encoded, learned_classes
+from modularml.graph.unscaling import gives_labels, is_encoded, learned_classes
 from modularml.results.scores import Meaning, as_probabilities, default_score
 from modularml.results.scoring import (
     Reduce,

@@ -11,14 +11,14 @@ import pyarrow as pa
 
 from modularml._optional import require
 from modularml._typing import Array, Columns, IntArray
+from modularml.data.arrow_columns import to_arrow
 from modularml.data.arrow_types import is_category, sample_shape, to_numpy
 from modularml.data.collection import SampleCollection
-from modularml.data.columns import to_arrow
-from modularml.data.frames import Rename, Stack, as_columns, column_names
-from modularml.data.mapping import Maps
+from modularml.data.input_tables import Rename, Stack, as_columns, column_names
+from modularml.data.memory_map import Maps
 from modularml.data.schema import DOMAINS, RAW, check_keys, description_of
 from modularml.errors import DataError, UnknownNameError
-from modularml.predicates.compare import by_meaning
+from modularml.predicates.value_order import by_meaning
 from modularml.splitters.dealing import factorise
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array
-from modularml.backends.distributions import VARIANCE
-from modularml.data.execution import ExecutionContext
+from modularml.backends.distribution_outputs import VARIANCE
+from modularml.data.execution_context import ExecutionContext
 from modularml.data.lineage import ColumnLineage, SourceColumns
 from modularml.data.schema import RAW, TRANSFORMED
 from modularml.errors import ConfigError, ScalerError, UnknownNameError

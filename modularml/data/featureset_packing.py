@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from modularml._typing import IntArray
 from modularml.data.collection import SampleCollection
-from modularml.data.row_records import DroppedRows, SplitRecord, check_split_name
 from modularml.data.scaler_fitting import UNSEEN
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS
+from modularml.data.split_records import DroppedRows, SplitRecord, check_split_name
 from modularml.errors import DataError
 from modularml.io.artifact import write_artifact
 from modularml.io.jsontext import dump_json

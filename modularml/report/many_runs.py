@@ -34,7 +34,7 @@ from modularml.report.blocks import (
 )
 from modularml.report.data import featureset_sections
 from modularml.report.evaluation import Compared, plots, score_table
-from modularml.report.runs import (
+from modularml.report.one_run import (
     Options,
     environment,
     experiment_sections,
@@ -44,7 +44,7 @@ from modularml.report.runs import (
     result_sections,
     rows_section,
 )
-from modularml.results.plots import ComparedRows
+from modularml.results.result_tables import ComparedRows
 from modularml.splitters.base import key_list
 from modularml.strategies.comparison.collection import ExperimentCollection
 from modularml.strategies.cv_results import CVResults

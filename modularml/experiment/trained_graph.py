@@ -16,7 +16,7 @@ from modularml.data.featureset import FeatureSet
 from modularml.data.schema import RAW
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError
-from modularml.experiment.calibration import (
+from modularml.experiment.conformal import (
     calibrated_bounds,
     calibration_rows,
     check_names,
@@ -29,8 +29,8 @@ from modularml.experiment.run_audit import RunAudit
 from modularml.graph.predict import format_of, predictions
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import active_graph
-from modularml.results.intervals import check_level
-from modularml.results.plots import ImportanceTable, ScoreTable
+from modularml.results.prediction_intervals import check_level
+from modularml.results.result_tables import ImportanceTable, ScoreTable
 from modularml.results.scores import Meaning, Metrics, axis_of_score, name_of_score
 from modularml.results.scores import greater_is_better as direction_of
 from modularml.results.scoring import Reduce

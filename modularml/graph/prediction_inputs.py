@@ -13,20 +13,20 @@ from modularml._typing import Array
 from modularml.context import ExperimentContext
 from modularml.data.arrow_types import in_shape
 from modularml.data.featureset import FeatureSet
+from modularml.data.featureset_scaling import newest_of
 from modularml.data.formats import stack
-from modularml.data.joining import Table, join, table_of
 from modularml.data.lineage import SourceColumns
 from modularml.data.samples import in_steps
 from modularml.data.schema import RAW
 from modularml.data.selectors import select_one
-from modularml.data.transforming import newest_of
+from modularml.data.table_join import Table, join, table_of
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError, ScalerError, UnknownNameError
 from modularml.graph.calling import check_cast
-from modularml.graph.inputs import stacked
+from modularml.graph.framework_segment import InputSlot
+from modularml.graph.input_tensors import stacked
 from modularml.graph.lineage import RawColumns
-from modularml.graph.relations import links_of, meetings_of
-from modularml.graph.segment import InputSlot
+from modularml.graph.row_matching import links_of, meetings_of
 
 
 def row_columns(readers: Mapping[str, RowReader], lead: RowReader) -> dict[str, Array]:

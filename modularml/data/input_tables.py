@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from modularml._optional import loaded, require
+from modularml.data.arrow_columns import to_arrow
 from modularml.data.arrow_types import to_numpy
-from modularml.data.columns import to_arrow
 from modularml.data.formats import stack
 from modularml.data.selectors import as_list
 from modularml.data.table_files import natural

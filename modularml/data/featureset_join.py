@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 from modularml._optional import require
 from modularml._typing import Array, Columns, IntArray
 from modularml._warning import warn
+from modularml.data.arrow_columns import to_arrow
 from modularml.data.arrow_types import is_plain
 from modularml.data.collection import SampleCollection
-from modularml.data.columns import to_arrow
-from modularml.data.joining import Link, Table, link_by, table_of
-from modularml.data.row_records import DroppedRows
 from modularml.data.schema import RAW, check_keys, description_of, with_metadata
 from modularml.data.selectors import as_list
+from modularml.data.split_records import DroppedRows
+from modularml.data.table_join import Link, Table, link_by, table_of
 from modularml.data.windowing import raw_columns
 from modularml.errors import ConfigError, DataError, UnknownNameError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from modularml._optional import require
 from modularml.cli.console import Reply, check_folder
+from modularml.io.extract_diff import diff, extract
 from modularml.io.inspection import inspect, render
-from modularml.io.two_files import diff, extract
 
 
 def run_demo(args: argparse.Namespace) -> Reply:

@@ -13,7 +13,7 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray
-from modularml.audit.likeness import scores, spread_ranks
+from modularml.audit.similarity import scores, spread_ranks
 from modularml.data.audit_report import Finding
 from modularml.data.ids import id_texts
 from modularml.data.schema import RAW

@@ -19,7 +19,7 @@ from modularml.experiment.evaluating import (
 )
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.predict import Prediction
-from modularml.results.intervals import (
+from modularml.results.prediction_intervals import (
     Bounds,
     in_columns,
     per_group,

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from modularml.backends import Backend, BackendAdapter, adapter_for
-from modularml.data.execution import MODEL_LOSSES, Layout
+from modularml.data.execution_context import MODEL_LOSSES, Layout
 from modularml.data.lineage import Source
 from modularml.data.references import FeatureSetReference
 from modularml.errors import BackendNotSupportedError, GraphError, LossError
 from modularml.graph.build import input_shapes
 from modularml.graph.calling import column_dtypes
+from modularml.graph.framework_segment import InputSlot, LossOp, Program, converted
 from modularml.graph.lineage import (
     column_above,
     columns_behind,
@@ -25,14 +26,13 @@ from modularml.graph.lineage import (
     source_columns_of,
 )
 from modularml.graph.loss_calls import check_unpadded
-from modularml.graph.loss_reading import LossReader, Read
+from modularml.graph.loss_inputs import LossReader, Read
 from modularml.graph.merge import side_by_side
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
-from modularml.graph.outputs import unit_flows
-from modularml.graph.plan import StepPlan
-from modularml.graph.segment import InputSlot, LossOp, Program, converted
+from modularml.graph.step_plan import StepPlan
 from modularml.graph.topology import ancestors, in_segments, readers_of
+from modularml.graph.unscaling import unit_flows
 from modularml.graph.weighted_node import (
     Learn,
     Reach,

@@ -25,10 +25,10 @@ from modularml.experiment import (
     TrainResults,
 )
 from modularml.experiment.run_audit import RunAudit
-from modularml.graph.outputs import unscale_outputs
+from modularml.graph.unscaling import unscale_outputs
 from modularml.io.randomness import unchanged_randomness
 from modularml.results.eval_results import by_column, output_labels
-from modularml.results.plots import ComparedRows
+from modularml.results.result_tables import ComparedRows
 from modularml.results.scores import find_scores
 from modularml.results.scoring import blanked, target_steps
 from modularml.splitters.base import key_list

@@ -13,16 +13,16 @@ from modularml.backends import BackendAdapter, backend_of
 from modularml.backends.base import NotFiniteError
 from modularml.data.batch import Batch, BatchView, RoleData, SampleData, as_numpy
 from modularml.data.collection import SampleCollection, block_rows
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution_context import ExecutionContext
 from modularml.data.ids import as_slice
 from modularml.data.lineage import Source
-from modularml.data.mapping import MappedRows, write_rows
+from modularml.data.memory_map import MappedRows, write_rows
 from modularml.data.samples import held, step_weights
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError, NonFiniteLossError
 from modularml.graph.calling import check_cast, may_change
-from modularml.graph.plan import StepPlan
-from modularml.graph.segment import InputSlot, converted
+from modularml.graph.framework_segment import InputSlot, converted
+from modularml.graph.step_plan import StepPlan
 
 CHUNK_BYTES = 4 * 2**20
 BLOCK_ROWS = 2**16

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array, IntArray
-from modularml.audit.likeness import content_words, id_words
-from modularml.audit.table import is_testing, is_training
+from modularml.audit.audited_table import is_testing, is_training
+from modularml.audit.similarity import content_words, id_words
 from modularml.data.featureset import FeatureSet
 from modularml.data.ids import id_texts, make_ids
 from modularml.data.schema import SAMPLE_UUIDS

@@ -12,17 +12,15 @@ from typing import Any
 import numpy as np
 
 from modularml._arguments import same
-from modularml.data.execution import Layout
+from modularml.data.execution_context import Layout
 from modularml.errors import MMLError
 from modularml.experiment.run import ExperimentRun
-from modularml.io.log import Segment, append_segment, merged_runs, new_log
+from modularml.io.append_log import Segment, append_segment, merged_runs, new_log
 from modularml.io.values import Packer
 from modularml.results.eval_results import EvalResults, FitResults
 from modularml.results.group_results import PhaseGroupResults
 from modularml.results.metric_store import CallbackResult, MetricStore, PayloadResult
-from modularml.results.phase_results import PhaseResults, TrainResults
-from modularml.results.step_log import StepLog
-from modularml.results.stored_results import (
+from modularml.results.packed_results import (
     Layouts,
     PackedLayout,
     narrow,
@@ -33,6 +31,8 @@ from modularml.results.stored_results import (
     unpacked_layout,
     unpacked_steps,
 )
+from modularml.results.phase_results import PhaseResults, TrainResults
+from modularml.results.step_log import StepLog
 
 _RESULTS = {cls.__name__: cls for cls in (PhaseResults, TrainResults, EvalResults, FitResults)}
 

@@ -19,12 +19,12 @@ import numpy as np
 from modularml.backends import PLAIN, BackendAdapter, StepOptions, adapter_for
 from modularml.backends.base import NotFiniteError
 from modularml.backends.fingerprint import Identity, fingerprint
-from modularml.backends.options import NotStackableError, StackMember
-from modularml.data.execution import Layout
+from modularml.backends.step_options import NotStackableError, StackMember
+from modularml.data.execution_context import Layout
 from modularml.errors import BackendNotSupportedError
+from modularml.graph.framework_segment import InputSlot, Segment, StepFunction
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
-from modularml.graph.segment import InputSlot, Segment, StepFunction
 from modularml.training import AppliedLoss, Optimizer
 
 

@@ -14,7 +14,7 @@ from modularml._arguments import same
 from modularml._typing import Array, IntArray
 from modularml.backends import adapter_for
 from modularml.context import ExperimentContext
-from modularml.data.execution import ExecutionContext, Layout
+from modularml.data.execution_context import ExecutionContext, Layout
 from modularml.data.lineage import ColumnLineage, MergedColumns, Source, SourceColumns
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError

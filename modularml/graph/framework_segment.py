@@ -17,8 +17,8 @@ import numpy as np
 
 from modularml._typing import Shape
 from modularml.backends import PLAIN, BackendAdapter, StepOptions
-from modularml.backends.options import StackMember
-from modularml.data.execution import WeightSource
+from modularml.backends.step_options import StackMember
+from modularml.data.execution_context import WeightSource
 from modularml.data.lineage import Source
 from modularml.errors import ShapeError
 
