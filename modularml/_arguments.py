@@ -72,15 +72,17 @@ def at_least(least: float, error: type[Exception] = ConfigError, /, **values: fl
             raise error(f"{name} must be at least {least}, got {value!r}")
 
 
-def with_arguments_of(base: Any, cls: Any) -> None:
-    """Name the arguments of a base class in a constructor that takes the others as ``**kwargs``."""
-    signature = inspect.signature(cls.__init__)
+def with_options_of(other: Any, function: Any) -> None:
+    """Name optional arguments of another function in one that passes on its ``**kwargs`` to it."""
+    signature = inspect.signature(function)
     named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     if len(named) < len(signature.parameters):
-        known = inspect.signature(base.__init__).parameters
-        others = [p for name, p in known.items() if name not in signature.parameters]
+        options = [
+            p for p in inspect.signature(other).parameters.values() if p.default is not p.empty
+        ]
+        others = [p for p in options if p.name not in signature.parameters]
         rest = [p.replace(kind=p.KEYWORD_ONLY) for p in others]
-        cls.__init__.__signature__ = signature.replace(parameters=[*named, *rest])
+        function.__signature__ = signature.replace(parameters=[*named, *rest])
 
 
 @cache

@@ -1,5 +1,6 @@
 """Phases: orders of epochs, hooks, errors, devices, steps by hand."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -502,6 +503,13 @@ class TestConstruction:
         fs = featureset(x, y)
         fs.split_random({"train": 0.5, "test": 0.5})
         return graph_of(fs, mlp())
+
+    @pytest.mark.parametrize("kind", [mm.TrainPhase, mm.EvalPhase, mm.FitPhase])
+    def test_from_split_names_every_option_of_the_constructor(self, kind):
+        made = inspect.signature(kind).parameters
+        shown = inspect.signature(kind.from_split).parameters
+        assert made.keys() - shown.keys() == {"input_sources"}
+        assert all(shown[name].default == made[name].default for name in made.keys() & shown.keys())
 
     def test_from_split(self):
         graph = self.graph()
