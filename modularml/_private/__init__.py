@@ -8,5 +8,5 @@ import os
 
 __all__ = ["PUBLIC_ONLY"]
 
-PUBLIC_ONLY = os.environ.get("MODULARML_PUBLIC_ONLY", "0") != "0"
+PUBLIC_ONLY = os.environ.get("MODULARML_PUBLIC_ONLY", "") not in ("", "0")
 """Whether only the public ways run."""

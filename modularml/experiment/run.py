@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -41,6 +42,8 @@ from modularml.results.phase_results import PhaseResults
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 
 def stream_events(
@@ -285,6 +288,13 @@ class Runner:
             with self.reproducibly(), restored_on_error(self.experiment.model_graph):
                 if state is not None:
                     set_random_states(state["random"])
+                    if state["random"].get("tensorflow") is None and self._runs(Backend.TENSORFLOW):
+                        logger.warning(
+                            "the checkpoint holds no random states of TensorFlow, as it was "
+                            "written with MODULARML_PUBLIC_ONLY=1 or by an older version; "
+                            "dropout and other draws differ from those of a run that was never "
+                            "stopped"
+                        )
                 yield run.results
             run.status = "completed"
         except BaseException as error:
@@ -373,15 +383,19 @@ class Runner:
         """Restore the random states of the caller within a block."""
         return nullcontext() if self.experiment.seed is None else self.own.paused()
 
+    def _runs(self, backend: Backend) -> bool:
+        """Return whether a node of the graph runs in a framework."""
+        graph = self.experiment.model_graph
+        nodes = () if graph is None else graph.nodes.values()
+        return any(getattr(node, "backend", None) is backend for node in nodes)
+
     def _seed_samplers(self, phase: ExperimentPhase) -> None:
         """Seed samplers without a seed from the experiment or the global generators."""
         samplers, _ = samplers_and_callbacks(phase)
         unseeded = [(i, sampler) for i, sampler in enumerate(samplers) if sampler.seed is None]
         seed = self.experiment.seed
         if unseeded and seed is None:
-            graph = self.experiment.model_graph
-            nodes = () if graph is None else graph.nodes.values()
-            seed = seed_of_state(any(getattr(n, "backend", None) is Backend.TORCH for n in nodes))
+            seed = seed_of_state(self._runs(Backend.TORCH))
         for i, sampler in unseeded:
             names = self._number, *self._path, phase.label, i
             sampler.seed_ = derived_seed(seed, "sampler", *names)

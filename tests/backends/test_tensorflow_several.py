@@ -131,6 +131,16 @@ def test_a_loss_that_is_not_finite_is_raised_with_its_batch_and_changes_no_weigh
     assert np.isfinite(np.concatenate([np.ravel(v) for v in weights(runs[1]).values()])).all()
 
 
+def test_a_resume_without_random_states_is_logged(calls, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("modularml._private.keras.PUBLIC_ONLY", True)
+    calls.signal_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        world(folder=tmp_path).run(**QUIET)
+    assert "no random states of TensorFlow" not in caplog.text
+    world(folder=tmp_path).run(resume="auto", **QUIET)
+    assert "no random states of TensorFlow" in caplog.text
+
+
 def test_a_signal_ends_it_after_a_call_and_it_resumes_to_the_same_bits(calls, tmp_path):
     whole, cut, again = world(), world(folder=tmp_path), world(folder=tmp_path)
     keras.utils.set_random_seed(3)
