@@ -29,11 +29,12 @@ def summary(self: Any) -> pd.DataFrame:
     collection, rows = self.collection, self.row_indices
     columns = []
     for name in self.column_names:
-        spec, values, mask = collection.schema[name], collection.numpy(name), collection.mask(name)
+        spec, mask = collection.schema[name], collection.mask(name)
         low, high, total, size, count = np.inf, -np.inf, 0.0, 0, 0
         for at in range(0, self.n_samples, BLOCK) if spec.dtype.kind in "iuf" else ():
             part = slice(at, at + BLOCK) if rows is None else rows[at : at + BLOCK]
-            block = values[part] if mask is None else values[part][mask[part]]
+            values = collection.numpy(name)[part]  # not of text, which would be unpacked
+            block = values if mask is None else values[mask[part]]
             finite = block[np.isfinite(block)]
             size, count = size + block.size, count + finite.size
             if finite.size:

@@ -1,5 +1,7 @@
 """How sets show themselves: summaries are pandas' own figures, nothing is left unescaped."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,6 +30,18 @@ def test_summary(fs):
     assert table.loc["i", ["min", "mean", "max"]].tolist() == [3, 4, 5]
     assert pd.isna(table.loc["<b>", "min"])
     assert fs.take([1]).summary()["not_finite"].tolist()[0] == 1
+
+
+def test_a_summary_does_not_unpack_text():
+    n = 50_000
+    data = {"x": np.zeros(n), "name": np.char.add("row ", np.arange(n).astype(str))}
+    fs = FeatureSet.from_dict("rows", data, "x", [], "name", register=False)
+    fs.take([0]).summary()  # imports pandas
+    tracemalloc.start()
+    fs.summary()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * n  # as Python objects the text takes about 65 bytes a row
 
 
 def test_text(fs):
