@@ -190,14 +190,13 @@ class MergeNode(ComputeNode):
         adapter = adapter_for(Backend.SCIKIT if backend is Backend.NONE else backend)
         if not includes_batch_dim:
             values = [v[None] for v in values]
-        strategy = self._strategies.get(domain)
         if domain == "features":
             merged = self.merge_features(adapter, values)
-        elif strategy is MergeStrategy.MEAN:
+        elif self._strategies[domain] is MergeStrategy.MEAN:
             check_equal(values)
             merged = adapter.mean(values)
         else:
-            merged = self._concatenated(adapter, values, strategy)
+            merged = self._concatenated(adapter, values, self._strategies[domain])
         merged = merged if includes_batch_dim else merged[0]
         return merged if fmt is None else convert_array(merged, fmt)
 

@@ -262,6 +262,8 @@ class TestApplyMerge:
                 assert node.apply_merge(values).shape == (5, 1, 24)
         single = node_of_cached("axis0").apply_merge([a[0], a[0]], includes_batch_dim=False)
         assert single.shape == (2, 16)
+        with pytest.raises(KeyError, match="nothing"):
+            node_of_cached("axis0").apply_merge([a, a], domain="nothing")
 
     @pytest.mark.parametrize(
         ("mode", "numpy_mode"),

@@ -310,6 +310,16 @@ class TestEdits:
         graph.remove_node("net")
         assert wiring(graph) == {"enc": ["data"]}
 
+    def test_an_input_read_twice_is_kept(self):
+        x, y = arrays(n=20)
+        fs = featureset(x, y)
+        both = mm.ConcatNode("both", [fs, fs], concat_axis=0)
+        net = mm.ModelNode("net", nn.Flatten(), both)
+        graph = mm.ModelGraph([both, net])
+        graph.insert_node_after(mm.ModelNode("tail", nn.Identity(), net), upstream="net")
+        graph.remove_node("tail")
+        assert wiring(graph) == {"both": ["data", "data"], "net": ["both"]}
+
     def test_replace(self):
         graph, exp = self.trained()
         before = self.state(graph)
