@@ -284,8 +284,8 @@ class Segment:
 class Program:
     """Collects inputs, operations and losses of nodes of one framework.
 
-    While compiling, input ``i`` has slot ``i`` and the result of operation ``i`` has slot ``-1 -
-    i``; once all inputs are known the results get the slots after them.
+    Input ``i`` has slot ``i``, and the result of operation ``i`` slot ``-1 - i``, counted from the
+    end of all values of a step, as more inputs may follow.
 
     Parameters
     ----------
