@@ -258,7 +258,7 @@ class GraphSteps(NodeGraph):
 
         Losses on nodes that do not run are omitted; with `only`, no other node learns; nodes in
         `fits` are fitted before they compute outputs; an evaluation runs `chunk` rows at a time.
-        See `compile_plan` for other arguments and errors.
+        For `together` and `weighted` see `Compiler`, which raises errors of losses and models.
         """
         self.build()
         with self._ctx_of_run():
@@ -361,7 +361,7 @@ class GraphSteps(NodeGraph):
     def _checked(self, nodes: Sequence[Any]) -> dict[str, ComputeNode]:
         checked = super()._checked(nodes)
         if self.optimizer is not None and self.optimizer.backend is None:
-            only_backend(checked.values())
+            only_backend(nodes)
         return checked
 
     def _step(

@@ -37,6 +37,13 @@ def test_every_form_of_rows(fs, rows):
     assert [(d.reason, d.sample_uuids) for d in view.dropped] == [("spike", ids[2:4].tolist())]
 
 
+def test_an_id_drops_every_row_of_its_sample(fs):
+    ids = fs.get_sample_uuids("list")
+    view = fs.take([0, 0, 1]).drop([ids[0]], reason="spike")
+    assert view.get_sample_uuids("list") == [ids[1]]
+    assert fs.take([0, 0, 1]).drop([0], reason="spike").get_sample_uuids("list") == ids[:2]
+
+
 def test_reasons_add_up_and_are_shown(fs):
     view = fs.drop([0], reason="spike").drop({"cell": "e"}, reason="no current")
     view = view.drop([0], reason="spike").filter(conditions={"cell": ["b", "c"]})

@@ -395,3 +395,12 @@ def test_what_is_no_target_is_not_unscaled(estimator):
     want = metrics.r2_score(100 + 10 * y, by_itself)
     (score,) = results.scores(["r2"], outputs="values")["value"]
     assert score == pytest.approx(want, rel=1e-4)
+
+
+def test_frameworks_that_share_an_optimizer_are_named_in_the_given_order():
+    keras = pytest.importorskip("keras")
+    x, y = arrays(n=20)
+    below = mm.ModelNode("below", keras.Sequential([keras.layers.Dense(2)]), featureset(x, y))
+    above = mm.ModelNode("above", nn.LazyLinear(1), below)
+    with pytest.raises(GraphError, match="optimizer \\(above: torch, below: tensorflow\\)"):
+        mm.ModelGraph([above, below], optimizer=sgd())
