@@ -177,6 +177,13 @@ def test_remove(fresh_context):
             fresh_context.remove_node(**kwargs)
 
 
+def test_an_id_is_never_set(fresh_context):
+    made = node("a")
+    with pytest.raises(AttributeError, match="node_id"):
+        made.node_id = "other"
+    assert fresh_context.get_node(node_id=made.node_id) is made
+
+
 def test_relabel(fresh_context):
     a, b = node("a"), node("b")
     a.label = "c"

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from modularml._warning import warn
@@ -33,8 +34,10 @@ class ExperimentNode:
     """
 
     not_config: ClassVar[frozenset[str]] = frozenset({"node_id", "register"})
-    node_id: str
-    """Identifier of this node in this process."""
+    # read at every step, therefore without a function of Python
+    node_id: str = property(  # type: ignore[assignment]
+        attrgetter("_node_id"), doc="Identifier of this node in this process."
+    )
 
     @property
     def has_rows(self) -> bool:
@@ -43,7 +46,7 @@ class ExperimentNode:
 
     def __init__(self, label: str, *, node_id: str | None = None, register: bool = True) -> None:
         self._label = _checked_label(label)
-        self.node_id = node_id or str(uuid.uuid4())
+        self._node_id = node_id or str(uuid.uuid4())
         self._context = ExperimentContext.get_active()
         if register:
             self._context.register_experiment_node(self)
