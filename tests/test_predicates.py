@@ -508,6 +508,7 @@ def test_mixed_objects_cannot_be_ordered():
         (lambda v: v[:2] > 1, DataError, r"one truth value a row \(bool, shape \(5,\)\)"),
         (lambda v: v, DataError, "one truth value a row"),
         (lambda v: v["a"], DataError, "failed on its array of shape"),
+        (lambda v: [True, [False, True]], DataError, "failed on its array of shape"),
         (None, ConfigError, "IsNull"),
         ({"a": 1}, ConfigError, "mapping"),
         (np.ones(5, dtype=bool), ConfigError, "not as a mask"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from modularml.backends import PLAIN, Backend, StepOptions, adapter_for
 from modularml.context import ExperimentContext
@@ -18,7 +18,7 @@ from modularml.graph.input_tensors import fill, run_step
 from modularml.graph.loss_inputs import LossReader
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
-from modularml.graph.node_graph import NodeGraph, unchanged_on_error
+from modularml.graph.node_graph import NodeGraph, Wiring, unchanged_on_error
 from modularml.graph.row_matching import check_side_by_side, meetings_of
 from modularml.graph.shared_optimizer import SharedOptimizer, only_backend
 from modularml.graph.step_compiler import Compiler
@@ -363,6 +363,11 @@ class GraphSteps(NodeGraph):
         if self.optimizer is not None and self.optimizer.backend is None:
             only_backend(nodes)
         return checked
+
+    def _edited(self, nodes: dict[str, Any], wiring: Wiring) -> Self:
+        super()._edited(nodes, wiring)
+        self._plans.clear()  # which hold the models of nodes that were removed
+        return self
 
     def _step(
         self,

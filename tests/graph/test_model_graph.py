@@ -1,5 +1,8 @@
 """Building, editing, states and configs of graphs."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -309,6 +312,20 @@ class TestEdits:
         assert wiring(graph) == {"enc": ["data"], "net": ["enc"]}
         graph.remove_node("net")
         assert wiring(graph) == {"enc": ["data"]}
+
+    def test_a_removed_model_is_released(self):
+        x, y = arrays(n=20)
+        enc = mm.ModelNode("enc", mlp(out=5), featureset(x, y))
+        tail = mm.ModelNode("tail", nn.Linear(5, 1), enc)
+        graph = mm.ModelGraph([enc, tail])
+        graph.build()
+        graph.predict(graph.context.get_node("data"))
+        graph.remove_node("tail")
+        graph.context.remove_node(label="tail")
+        module = weakref.ref(tail.model.module)
+        del tail
+        gc.collect()
+        assert module() is None
 
     def test_an_input_read_twice_is_kept(self):
         x, y = arrays(n=20)
