@@ -515,7 +515,7 @@ def test_mixed_objects_cannot_be_ordered():
         ([1.0, None], ConfigError, "missing value"),
         ("2024", DataError, "numbers and cannot be compared"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_bad_conditions_name_the_column(condition, error, message):
     with pytest.raises(error, match=f"column 'x'.*{message}"):
