@@ -17,6 +17,8 @@ import gallery  # noqa: E402
 import layers_figure  # noqa: E402
 import pages  # noqa: E402
 
+import modularml  # noqa: E402
+
 project = "modularml"
 author = "The modularml developers"
 copyright = author  # noqa: A001
@@ -160,6 +162,9 @@ def setup(app: Any) -> None:
     app.add_js_file(None, body=SWITCHER, priority=900)  # after the theme's own
 
 
+for phase in (modularml.EvalPhase, modularml.FitPhase, modularml.TrainPhase):
+    # Sphinx looks for defaults in the source, which has these in the constructors
+    del phase.from_split.__func__.__signature__
 copy_notebooks()
 pages.write_thumbnails(HERE / "_thumbnails")
 apipages.write(HERE / "reference" / "api")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -72,15 +72,13 @@ def at_least(least: float, error: type[Exception] = ConfigError, /, **values: fl
             raise error(f"{name} must be at least {least}, got {value!r}")
 
 
-def with_options_of(other: Any, function: Any) -> None:
-    """Name optional arguments of another function in one that passes on its ``**kwargs`` to it."""
+def with_arguments_of(other: Any, function: Any, without: Sequence[str] = ()) -> None:
+    """Name the arguments of another function in one that passes on its ``**kwargs`` to it."""
     signature = inspect.signature(function)
     named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     if len(named) < len(signature.parameters):
-        options = [
-            p for p in inspect.signature(other).parameters.values() if p.default is not p.empty
-        ]
-        others = [p for p in options if p.name not in signature.parameters]
+        known = list(inspect.signature(other).parameters.values())[1:]  # without self
+        others = [p for p in known if p.name not in {*signature.parameters, *without}]
         rest = [p.replace(kind=p.KEYWORD_ONLY) for p in others]
         function.__signature__ = signature.replace(parameters=[*named, *rest])
 

@@ -44,7 +44,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command(
-        "files:run_demo",
+        "file_commands:run_demo",
         "train on two real data sets and draw the results",
         {
             "--out": {"default": "modularml-demo", "help": "folder for the pictures"},
@@ -127,7 +127,7 @@ COMMANDS = {
   cut -d, -f1-4 new.csv | modularml predict study.exp.mml - > predictions.csv""",
     ),
     "compare": Command(
-        "files:run_compare",
+        "file_commands:run_compare",
         "compare experiments: settings and metrics",
         {
             "paths": {"nargs": "+", "help": ".exp.mml files, or folders of them"},
@@ -140,7 +140,7 @@ COMMANDS = {
   modularml compare a.exp.mml b.exp.mml --all --out table.csv""",
     ),
     "report": Command(
-        "files:run_report",
+        "file_commands:run_report",
         "write a report of results as one HTML file",
         {
             "source": {"metavar": "FILE", "help": "an .exp.mml or .fs.mml file"},
@@ -156,7 +156,7 @@ COMMANDS = {
   modularml report study.exp.mml --group-by cell --metric rmse --metric r2""",
     ),
     "inspect": Command(
-        "files:run_inspect",
+        "file_commands:run_inspect",
         "show what a .mml file holds; builds nothing",
         {"file": SAVED},
         """
@@ -164,28 +164,28 @@ COMMANDS = {
   modularml inspect study.exp.mml --json | jq .config""",
     ),
     "diff": Command(
-        "files:run_diff",
+        "file_commands:run_diff",
         "show what differs between two files",
         {"first": SAVED, "second": {"help": "another file of the same kind"}},
         """
   modularml diff monday.exp.mml tuesday.exp.mml""",
     ),
     "extract": Command(
-        "files:run_extract",
+        "file_commands:run_extract",
         "write a file's arrays and tables to a folder",
         {"file": SAVED, "--out": {"help": "new folder; by default named after the file"}},
         """
   modularml extract study.exp.mml --out study""",
     ),
     "migrate": Command(
-        "files:run_migrate",
+        "file_commands:run_migrate",
         "list what scripts for ModularML 1.0 must change",
         {"files": {"nargs": "+", "help": ".py and .ipynb files, which are read and not run"}},
         """
   modularml migrate train.py analysis.ipynb""",
     ),
     "convert": Command(
-        "files:run_convert",
+        "file_commands:run_convert",
         "take over the rows of a file of ModularML 1.0",
         {
             "file": {"help": "a .fs.mml file that ModularML 1.0 wrote"},

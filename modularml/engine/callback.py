@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, TypedDict, TypeVar
 
-from modularml._arguments import with_options_of
+from modularml._arguments import with_arguments_of
 from modularml._registry import Registry
 from modularml.config import Configurable, Stateful
 from modularml.data.execution_context import ExecutionContext
@@ -353,6 +353,6 @@ callback_registry: Registry[type] = Registry("callback")
 
 def registered(cls: type[C]) -> type[C]:
     """Register a callback, which may pass on `CallbackOptions` as ``**options``."""
-    with_options_of(Callback.__init__, cls.__init__)
+    with_arguments_of(Callback.__init__, cls.__init__)
     callback_registry.register(cls.__name__, cls)
     return cls

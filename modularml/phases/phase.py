@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, TypedDict
 
-from modularml._arguments import with_options_of
+from modularml._arguments import with_arguments_of
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.accelerator import Accelerator
 from modularml.config import Configurable
@@ -104,9 +104,9 @@ class ExperimentPhase(Configurable, ContextYaml):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        with_options_of(ExperimentPhase.__init__, cls.__init__)
+        with_arguments_of(ExperimentPhase.__init__, cls.__init__)
         if made := vars(cls).get("from_split"):
-            with_options_of(cls.__init__, made.__func__)
+            with_arguments_of(cls.__init__, made.__func__, without=["input_sources"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit the position of a run."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from modularml._arguments import at_least, with_options_of
+from modularml._arguments import at_least, with_arguments_of
 from modularml._registry import Registry
 from modularml._typing import Array, Columns, IntArray
 from modularml._warning import warn
@@ -100,7 +100,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        with_options_of(BaseSampler.__init__, cls.__init__)
+        with_arguments_of(BaseSampler.__init__, cls.__init__)
 
     def __init__(
         self,

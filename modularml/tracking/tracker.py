@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from modularml._arguments import at_least, with_options_of
+from modularml._arguments import at_least, with_arguments_of
 from modularml._optional import has, require
 from modularml._warning import warn
 from modularml.engine.callback import ExperimentCallback
@@ -80,7 +80,7 @@ class Tracker(ExperimentCallback):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        with_options_of(Tracker.__init__, cls.__init__)
+        with_arguments_of(Tracker.__init__, cls.__init__)
 
     def __init__(
         self,

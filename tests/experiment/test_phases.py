@@ -654,3 +654,15 @@ def test_data_scaled_after_the_first_phase_is_read_anew():
     scaled = fs.get_targets("numpy", rep="transformed").astype(np.float32)
     by_hand(hand, lambda p: torch.optim.SGD(p, lr=0.05), x, scaled, epochs=1)
     assert_equal_weights(mine, hand, atol=1e-5)
+
+
+def test_a_phase_of_your_own_takes_what_it_passes_on():
+    class Noisy(mm.EvalPhase):
+        def __init__(self, label, *, noise=0.0, **options):
+            super().__init__(label, **options)
+            self.noise = noise
+
+    names = list(inspect.signature(Noisy).parameters)
+    assert names[:2] == ["label", "noise"]
+    assert set(inspect.signature(mm.EvalPhase.__base__).parameters) <= set(names)
+    assert "options" not in names

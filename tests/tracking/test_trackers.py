@@ -327,7 +327,7 @@ class TestFailures:
         def fails(*args):
             raise ZeroDivisionError("of its own")
 
-        for module in ("tracker", "session"):
+        for module in ("tracker", "tracked_run"):
             monkeypatch.setattr(f"modularml.tracking.{module}.{name}", fails, raising=False)
         cv = cross_validation(planned(store.tracker()), stacked=False)
         with pytest.warns(TrackingWarning, match="ZeroDivisionError: of its own") as caught:
