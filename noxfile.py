@@ -38,6 +38,8 @@ def public_only(session: nox.Session) -> None:
     if not isinstance(session.virtualenv, PassthroughEnv):
         newest = ("-U", "--upgrade-strategy", "eager")
         session.install("-q", *newest, "-e", ".[torch,tensorflow,plot,dev]")
+        # it comes with torch for CUDA, and ends Python if it is imported after TensorFlow
+        session.run("python", "-m", "pip", "uninstall", "-q", "-y", "triton")
     args = session.posargs or ["-n", "2", "--dist", "worksteal"]
     session.run("python", "-m", "pytest", *args, env={**ONE_THREAD, "MODULARML_PUBLIC_ONLY": "1"})
 
