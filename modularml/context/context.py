@@ -394,11 +394,8 @@ class ExperimentContext:
     ) -> ExperimentNode | None:
         if node_id is not None and node_id in self._nodes:
             return self._nodes[node_id]
-        if label is not None:
-            for node in self._nodes.values():
-                if node._label == label:
-                    return node
-        return None
+        named = (node for node in self._nodes.values() if node._label == label)
+        return None if label is None else next(named, None)
 
     def _of_type(self, name: str) -> dict[str, Any]:
         return {node_id: node for node_id, node in self._nodes.items() if _is_a(node, name)}
