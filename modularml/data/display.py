@@ -27,6 +27,7 @@ def summary(self: Any) -> pd.DataFrame:
     ``attrs["dropped"]`` has the numbers by reason.
     """
     collection, rows = self.collection, self.row_indices
+    collection.check_rows()
     columns = []
     for name in self.column_names:
         spec, mask = collection.schema[name], collection.mask(name)
