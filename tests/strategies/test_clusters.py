@@ -107,7 +107,8 @@ def test_jobs_of_killed_workers_are_repeated(name, n_killed, tmp_path):
     assert_equal(found, wanted)
     assert os.getpid() not in traces(tmp_path)
     assert len(traces(tmp_path)) > 2
-    assert len(list(tmp_path.iterdir())) >= 4 + n_killed
+    n_runs = len(list(tmp_path.iterdir()))
+    assert n_runs > 4  # a worker may be killed just after it has finished a fold
 
 
 def test_a_worker_that_dies_while_the_experiment_is_sent_is_no_loss(monkeypatch):
