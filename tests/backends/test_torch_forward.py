@@ -171,7 +171,8 @@ def test_a_model_calls_none_of_its_modules_but_its_layers():
         assert torch.equal(direct_forward(model.eval())(X), model(X))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # from torch 2.14 on
 def test_scripted_modules_are_called():
     scripted = torch.jit.script(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()))
     module = torch.nn.Sequential(scripted, torch.nn.Linear(4, 1))
