@@ -21,7 +21,7 @@ from modularml.results.phase_results import PhaseResults
 from tests.worlds import QUIET, arrays, experiment, featureset, mlp, mse
 
 
-class Says(Callback):
+class Remarks(Callback):
     """Returns values of several kinds."""
 
     changes_weights = False
@@ -66,7 +66,7 @@ def world(n_epochs=7, *, batch_size=None, group_by=None, weights=False, freezes=
             n_epochs=n_epochs,
             callbacks=[
                 *([Freezes()] if freezes else []),
-                *(val, Says("says"), two, MetricCallback("half", half)),
+                *(val, Remarks("says"), two, MetricCallback("half", half)),
             ],
             **kwargs,
         )
